@@ -1,0 +1,50 @@
+"""A job as the outside sees it: the one place where its JSON is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ondol.contract.states import JobState
+from ondol.sql.records import EventRecord, JobRecord
+
+_TIMINGS = ("queue_wait_s", "load_s", "tokenize_s", "forward_s", "store_s")
+
+
+def job_json(job: JobRecord, *, queue: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The job object. `queue` (position, estimated_start) is known only where one job was asked for."""
+    has_result = job.state is JobState.SUCCEEDED
+    shown = {
+        "object": "job",
+        "id": job.id,
+        "kind": job.kind.value,
+        "status": job.state.value,
+        "model": job.model_ref,
+        "priority": job.priority.value,
+        "created_at": job.created_at,
+        "not_before": job.run_after if job.run_after > job.created_at else None,
+        "deadline_at": job.deadline_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "attempt": job.attempt,
+        "worker": job.worker,
+        "progress": {"done": job.num_done, "total": job.num_inputs, "unit": "inputs"},
+        "usage": {"tokens": job.tokens or 0},
+        "timings": {name: job.timings.get(name, 0.0) for name in _TIMINGS} if job.timings else None,
+        "error": job.error,
+        "result_url": f"/v1/jobs/{job.id}/result" if has_result else None,
+        "metadata": job.metadata,
+    }
+    if queue is not None:
+        shown["queue"] = queue
+    return shown
+
+
+def event_json(event: EventRecord) -> dict[str, Any]:
+    """The event object."""
+    return {
+        "object": "job.event",
+        "seq": event.seq,
+        "created_at": event.created_at,
+        "type": event.type,
+        "data": event.data,
+    }

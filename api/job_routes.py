@@ -1,0 +1,222 @@
+"""`/v1/jobs`: submit, look, wait, list, cancel, retry, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+import structlog
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from api import openapi_parts as docs
+from api.auth import Caller
+from api.errors import error_object, status_of
+from api.idempotency import Answer, KeyedRequest, Make, answer_once
+from api.job_json import job_json
+from api.model_lookup import resolve_filter
+from api.request_body import JsonBody, idempotency_key, read_json
+from api.services import CallerDep, Services, ServicesDep
+from api.submission import Origin, Outcome, admit, prepare, record_jobs
+from api.waiting import wait_for_end
+from ondol.contract.errors import JobNotFound, ModelStoreError, OndolError
+from ondol.contract.jobs import validated
+from ondol.contract.kinds import JobKind
+from ondol.contract.model_ref import parse_model_ref
+from ondol.contract.payloads import JobBatchRequest
+from ondol.contract.states import JobState
+from ondol.sql.records import JobRecord, NewJob
+from ondol.sql.unit_of_work import UnitOfWork
+
+_JOB_ID = re.compile(r"job_[0-9a-z]{26}")
+_MAX_POSITION = 10_000
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+log = structlog.get_logger(__name__)
+
+
+@router.post("", status_code=202, openapi_extra=docs.json_body("JobRequest"), responses=docs.job_responses(202))
+async def submit_job(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
+    """Submit one job. With an Idempotency-Key a repeated request gets the first answer again."""
+    body = await read_json(request, max_bytes=services.max_body_bytes)
+
+    async def prepare_one() -> Make:
+        [job] = await prepare(services, Origin(caller, len(body.raw)), [body.value])
+        if isinstance(job, OndolError):
+            raise job
+        await admit(services, [job])
+        return lambda uow: _record_one(uow, services, job)
+
+    answer = await answer_once(services, _keyed(request, caller, body), prepare_one)
+    return json_answer(answer)
+
+
+@router.post("/batch", openapi_extra=docs.json_body("JobBatchRequest"), responses=docs.BATCH_RESPONSES)
+async def submit_batch(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
+    """Submit up to 1,000 jobs in one transaction, with one outcome a job: one that is refused spoils no other."""
+    body = await read_json(request, max_bytes=services.max_body_bytes)
+
+    async def prepare_batch() -> Make:
+        items = validated(JobBatchRequest, body.value).jobs
+        outcomes = await prepare(services, Origin(caller, len(body.raw)), items)
+        await admit(services, _accepted(outcomes))
+        return lambda uow: _record_batch(uow, services, outcomes)
+
+    answer = await answer_once(services, _keyed(request, caller, body), prepare_batch)
+    return json_answer(answer)
+
+
+@router.get("", responses=docs.PAGE_RESPONSES)
+async def list_jobs(
+    services: ServicesDep,
+    caller: CallerDep,
+    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind.")] = None,
+    status: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    model: Annotated[str | None, Query(description="Only jobs of this model: name, name:3 or name@alias.")] = None,
+    created_after: Annotated[
+        float | None,
+        Query(ge=0, le=1e11, allow_inf_nan=False, description="Only jobs accepted after this time (Unix seconds)."),
+    ] = None,
+    after: Annotated[str | None, Query(description="Begin behind this job: the last id of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most jobs of a page.")] = 20,
+) -> Response:
+    """A page of jobs, newest first."""
+    ref = parse_model_ref(model) if model is not None else None
+    cursor = check_job_id(after) if after is not None else None
+
+    def page(uow: UnitOfWork) -> tuple[list[JobRecord], bool]:
+        model_ref = resolve_filter(uow, ref, caller.project_id) if ref else None
+        return uow.jobs.page(
+            caller.project_id,
+            kind=kind,
+            state=status,
+            model_ref=model_ref,
+            created_after=created_after,
+            after=cursor,
+            limit=limit,
+        )
+
+    jobs, has_more = await services.database.read(page)
+    return json_response({"object": "list", "data": [job_json(job) for job in jobs], "has_more": has_more})
+
+
+@router.get("/{job_id}", responses=docs.job_responses(200))
+async def get_job(
+    job_id: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    wait: Annotated[
+        float,
+        Query(
+            ge=0, le=86_400, allow_inf_nan=False, description="Answer when the job has ended, or after so many seconds."
+        ),
+    ] = 0.0,
+) -> Response:
+    """One job. With `wait`, a long poll, cut to the longest that the server allows."""
+    check_job_id(job_id)
+    if wait > 0:
+        until = time.monotonic() + min(wait, services.settings.max_wait_s)
+        job = await wait_for_end(services, caller.project_id, job_id, until=until)
+    else:
+        job = await services.database.read(lambda uow: uow.jobs.get(job_id, caller.project_id))
+    queue = await _queue_of(services, job) if job.state is JobState.QUEUED else None
+    return json_response(job_json(job, queue=queue))
+
+
+@router.post("/{job_id}/cancel", responses=docs.job_responses(200))
+async def cancel_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    """Cancel a job that has not ended; 409 if it ended otherwise. Cancelling twice changes nothing."""
+    check_job_id(job_id)
+
+    def cancel(uow: UnitOfWork) -> JobRecord:
+        uow.after_commit(lambda: services.wake.strike([job_id]))
+        return _moved(uow, services, uow.jobs.cancel(job_id, caller.project_id))
+
+    return json_response(job_json(await services.database.write(cancel)))
+
+
+@router.post("/{job_id}/retry", responses=docs.job_responses(200))
+async def retry_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    """Queue a failed job again; 409 if it did not fail. Its history stays."""
+    check_job_id(job_id)
+
+    def retry(uow: UnitOfWork) -> JobRecord:
+        uow.after_commit(services.ringer.ring_soon)
+        return _moved(uow, services, uow.jobs.retry(job_id, caller.project_id))
+
+    return json_response(job_json(await services.database.write(retry)))
+
+
+@router.delete("/{job_id}", responses=docs.DELETE_RESPONSES)
+async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    """Delete a job that has ended, with its input, result and events; 409 while it is active."""
+    check_job_id(job_id)
+    blob = await services.database.write(lambda uow: uow.jobs.delete(job_id, caller.project_id))
+    if blob is not None:
+        try:
+            await asyncio.to_thread(services.blobs.delete, blob)
+        except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
+            log.warning("job.blob_not_deleted", job_id=job_id, path=blob, reason=exc.message)
+    return json_response({"object": "job.deleted", "id": job_id, "deleted": True})
+
+
+def check_job_id(job_id: str) -> str:
+    """`job_id` if it has the form of one, else JobNotFound without asking the database."""
+    if _JOB_ID.fullmatch(job_id) is None:
+        raise JobNotFound(f"there is no job {job_id[:80]!r} in this project", param="id")
+    return job_id
+
+
+def json_response(value: Any, *, status: int = 200) -> Response:
+    """A value as a JSON answer."""
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def json_answer(answer: Answer) -> Response:
+    """An answer made in a transaction, marked when it was given before."""
+    headers = {"idempotent-replayed": "true"} if answer.is_replay else None
+    return Response(answer.body, answer.status, headers, media_type="application/json")
+
+
+def _keyed(request: Request, caller: Caller, body: JsonBody) -> KeyedRequest | None:
+    key = idempotency_key(request)
+    return KeyedRequest(caller.project_id, key, body.digest(request.url.path)) if key is not None else None
+
+
+def _record_one(uow: UnitOfWork, services: Services, job: NewJob) -> Answer:
+    [record] = record_jobs(uow, services, [job])
+    return Answer(202, orjson.dumps(job_json(record)))
+
+
+def _record_batch(uow: UnitOfWork, services: Services, outcomes: Sequence[Outcome]) -> Answer:
+    accepted = _accepted(outcomes)
+    records = iter(record_jobs(uow, services, accepted) if accepted else ())
+    data = [
+        {"index": i, "error": error_object(item, status_of(item))}
+        if isinstance(item, OndolError)
+        else job_json(next(records))
+        for i, item in enumerate(outcomes)
+    ]
+    return Answer(200, orjson.dumps({"object": "list", "data": data}))
+
+
+def _accepted(outcomes: Sequence[Outcome]) -> list[NewJob]:
+    return [item for item in outcomes if not isinstance(item, OndolError)]
+
+
+def _moved(uow: UnitOfWork, services: Services, job: JobRecord) -> JobRecord:
+    uow.after_commit(lambda: services.wake.wake([job.id]))
+    return job
+
+
+async def _queue_of(services: Services, job: JobRecord) -> dict[str, Any]:
+    ahead, now = await services.database.read(
+        lambda uow: (uow.jobs.queue_position(job, at_most=_MAX_POSITION), uow.now)
+    )
+    rate = (await services.admission.backlog()).drain_rate
+    start = max(now + ahead / rate, job.run_after) if rate > 0 else None
+    return {"position": ahead + 1, "estimated_start": start}

@@ -1,0 +1,54 @@
+"""Logging: structlog events, and the library loggers in the same form; lines for machines or for people, on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from ondol.settings import LogFormat, LogLevel
+
+
+def configure_logging(level: LogLevel, form: LogFormat) -> None:
+    """Set up both structlog and the standard library's logging for this process."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # The default tracebacks of both forms show local variables: keys and texts would reach the log.
+    renderer: list[structlog.typing.Processor] = (
+        [_tracebacks_without_locals(), structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [_console_renderer()]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.WARNING))  # of libraries only what a person may act on
+
+
+def _tracebacks_without_locals() -> structlog.typing.Processor:
+    return structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+    )
+
+
+def _console_renderer() -> structlog.typing.Processor:
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )

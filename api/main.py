@@ -1,0 +1,163 @@
+"""The api process: reads its settings, builds the parts, serves until SIGTERM. `python -m api.main`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from api.admission import Admission
+from api.app import Lifespan, create_app
+from api.auth import Authenticator
+from api.database import READ_THREADS, AsyncDatabase
+from api.housekeeping import Housekeeping
+from api.logs import configure_logging
+from api.model_lookup import ModelLookup
+from api.readiness import ReadinessProbe
+from api.services import Services
+from api.usage_meter import UsageMeter
+from api.worker_choice import WorkerChooser
+from models_store.result_blobs import ResultBlobs
+from ondol.broker.calls import CallSender
+from ondol.broker.publisher import Publisher
+from ondol.broker.wake import WakeBus, WakeListener
+from ondol.contract.errors import OndolError
+from ondol.contract.ids import new_id
+from ondol.control.ringer import Ringer
+from ondol.settings import EXIT_WRONG_USE, ApiSettings, load_settings
+from ondol.sql.database import Database
+from ondol.sql.ringing import WindowLimits
+
+GRACE_S = 8
+"""Time for running requests to end after SIGTERM; shorter than what `ondol up` gives each process."""
+KEEP_ALIVE_S = 30
+BACKLOG = 2048
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Serve; exits 0 after SIGTERM or Ctrl-C, 2 on a bad setting."""
+    settings = load_settings(ApiSettings)
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        redis_url = settings.resolved_redis_url()
+    except OndolError as exc:
+        sys.stderr.write(exc.message + "\n")
+        raise SystemExit(EXIT_WRONG_USE) from None
+    app = create_app(make_lifespan(settings, redis_url))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        backlog=BACKLOG,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = ApiServer(config, on_stop=lambda: _tell_to_stop(app))
+    server.run()
+    raise SystemExit(0 if server.started else 1)
+
+
+class ApiServer(uvicorn.Server):
+    """A server that tells its long answers when it is to stop, and whose process exits 0 after a signal."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is the library's
+        """Stop; a second Ctrl-C stops at once. The signal is not raised again, so the exit code stays 0."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+            return
+        self.should_exit = True
+        self._on_stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind, then say where."""
+        await super().startup(sockets)
+        for listener in (sock for server in self.servers for sock in server.sockets):
+            log.info("api.listening", address=listener.getsockname()[:2])
+
+
+def make_lifespan(settings: ApiSettings, redis_url: str) -> Lifespan:
+    """What builds the services before the first request and takes them down after the last."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = build_services(settings, redis_url)
+        housekeeping = Housekeeping(services)
+        app.state.services = services
+        await services.listener.start()
+        await services.sender.start()
+        services.usage.start()
+        housekeeping.start()
+        try:
+            yield
+        finally:
+            services.stopping.set()
+            await housekeeping.stop()
+            await _take_down(services)
+
+    return lifespan
+
+
+def build_services(settings: ApiSettings, redis_url: str) -> Services:
+    """The parts of this process, wired; threads start, nothing is asked of any server yet."""
+    sync = Database(settings.resolved_database_url(), pool_size=READ_THREADS)
+    database = AsyncDatabase(sync)
+    sender = CallSender(redis_url, new_id("api"))
+    limits = WindowLimits(
+        messages=settings.window_messages,
+        bulk_messages=settings.window_bulk_messages,
+        message_jobs=settings.message_jobs,
+        message_tokens=settings.message_tokens,
+    )
+    return Services(
+        settings=settings,
+        database=database,
+        auth=Authenticator(database, settings.auth),
+        models=ModelLookup(database),
+        admission=Admission(database, max_jobs=settings.max_queued_jobs, max_tokens=settings.max_queued_tokens),
+        workers=WorkerChooser(database, device=settings.device_for_calls, in_flight=sender.in_flight),
+        usage=UsageMeter(database),
+        readiness=ReadinessProbe(sync, redis_url),
+        ringer=Ringer(sync, Publisher(redis_url), limits),
+        wake=WakeBus(redis_url),
+        listener=WakeListener(redis_url),
+        sender=sender,
+        blobs=ResultBlobs(settings.resolved_store_url()),
+    )
+
+
+async def _take_down(services: Services) -> None:
+    await services.sender.stop()
+    await services.listener.stop()
+    await services.usage.stop()
+    await asyncio.to_thread(services.ringer.close)
+    await asyncio.to_thread(services.wake.close)
+    await services.database.close()
+    log.info("api.stopped")
+
+
+def _tell_to_stop(app: FastAPI) -> None:
+    services = getattr(app.state, "services", None)
+    if isinstance(services, Services):
+        # A signal handler runs between two bytecodes of the loop's own thread: only waking it is safe.
+        services.loop.call_soon_threadsafe(services.stopping.set)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The OpenAPI document: served at `/openapi.json`, exported by `python -m api.openapi > docs/openapi.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api.openapi_schemas import component_schemas
+
+TITLE = "Ondol"
+VERSION = "1"
+DESCRIPTION = (
+    "The job system for transformer models: durable jobs and synchronous calls on warm devices. "
+    "Errors have OpenAI's shape; every answer carries `x-request-id`."
+)
+_OPEN_PATHS = frozenset({"/livez", "/readyz"})
+
+
+def build_document(app: FastAPI) -> dict[str, Any]:
+    """The document of the app's routes, with our schemas and error answers in place of the framework's."""
+    document = get_openapi(title=TITLE, version=VERSION, description=DESCRIPTION, routes=app.routes)
+    components = document.setdefault("components", {})
+    components["schemas"] = component_schemas()
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _finish(operation, is_open=path in _OPEN_PATHS)
+    return document
+
+
+def render(document: dict[str, Any]) -> str:
+    """The document as the file in `docs/` holds it."""
+    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    """Write the document to stdout."""
+    from api.app import create_app
+
+    sys.stdout.write(render(create_app().openapi()))
+
+
+def _finish(operation: dict[str, Any], *, is_open: bool) -> None:
+    operation["responses"].pop("422", None)
+    if is_open:
+        return
+    error = {"schema": {"$ref": "#/components/schemas/Error"}}
+    operation["responses"]["default"] = {"description": "Refused or failed.", "content": {"application/json": error}}
+    operation["security"] = [{"key": []}]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Pieces of the OpenAPI document that routes refer to; the schemas they name are in `api/openapi_schemas.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def json_body(schema: str) -> dict[str, Any]:
+    """A required JSON body of that schema."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref(schema)}}}}
+
+
+def job_responses(status: int) -> Responses:
+    """Answers with one job."""
+    return {status: _json("The job.", _ref("Job"))}
+
+
+def _ref(schema: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+BATCH_RESPONSES: Responses = {200: _json("One outcome a job, in order.", _ref("JobBatch"))}
+PAGE_RESPONSES: Responses = {200: _json("A page, newest first.", _ref("JobPage"))}
+DELETE_RESPONSES: Responses = {200: _json("The job is gone.", _ref("JobDeleted"))}
+CALL_RESPONSES: Responses = {200: _json("One embedding an input, in order.", _ref("Embeddings"))}
+MODEL_RESPONSES: Responses = {200: _json("The model.", _ref("Model"))}
+MODEL_PAGE_RESPONSES: Responses = {200: _json("All models of the project.", _ref("ModelList"))}
+WORKER_RESPONSES: Responses = {200: _json("Workers whose lease runs.", _ref("WorkerList"))}
+HEALTH_RESPONSES: Responses = {200: _json("The process turns.", {"type": "object"})}
+READY_RESPONSES: Responses = {
+    200: _json("Work can be admitted.", _ref("Readiness")),
+    503: _json("A part fails; `checks` says which.", _ref("Readiness")),
+}
+RESULT_RESPONSES: Responses = {
+    200: {
+        "description": "The result.",
+        "content": {
+            "application/json": {"schema": _ref("Result")},
+            "application/x-ndjson": {"schema": _ref("ResultItem")},
+            "application/x-npy": {"schema": {"type": "string", "contentMediaType": "application/x-npy"}},
+        },
+    }
+}
+EVENT_RESPONSES: Responses = {
+    200: {
+        "description": "Events, in order.",
+        "content": {
+            "application/json": {"schema": _ref("EventPage")},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    },
+    204: {"description": "A stream resumed behind the last event of a job that has ended."},
+}

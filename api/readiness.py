@@ -1,0 +1,63 @@
+"""Readiness: whether the parts that admission needs answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from ondol.broker.connection import connect_async
+from ondol.contract.errors import BrokerUnavailable, DatabaseUnavailable, NotReady, OndolError
+from ondol.sql import migrate
+from ondol.sql.database import Database
+
+CHECK_LIMIT_S = 3.0
+
+
+@dataclass(slots=True)
+class ReadinessProbe:
+    """Asks the parts that admission needs. A schema that was once the newest is not looked at again."""
+
+    database: Database
+    redis_url: str
+    _has_schema: bool = field(default=False, init=False)
+
+    async def check(self) -> dict[str, str | None]:
+        """What is wrong with each part; None where nothing is."""
+        checks = {"database": asyncio.to_thread(self._check_database), "redis": self._check_redis()}
+        found = await asyncio.gather(*(_outcome(check) for check in checks.values()))
+        return dict(zip(checks, found, strict=True))
+
+    def _check_database(self) -> None:
+        self.database.ping()
+        if self._has_schema:
+            return
+        try:
+            current, newest = migrate.current(self.database.url), migrate.newest()
+        except SQLAlchemyError as exc:
+            raise DatabaseUnavailable(f"the schema cannot be read: {type(exc).__name__}") from exc
+        if current != newest:
+            raise NotReady(f"the schema is at {current or 'nothing'}, not at {newest}; run `ondol db upgrade`")
+        self._has_schema = True
+
+    async def _check_redis(self) -> None:
+        client = connect_async(self.redis_url)
+        try:
+            await client.ping()
+        except (RedisError, OSError) as exc:
+            raise BrokerUnavailable(f"Redis does not answer: {str(exc)[:200]}") from exc
+        finally:
+            await client.aclose()
+
+
+async def _outcome(check: Awaitable[None]) -> str | None:
+    try:
+        await asyncio.wait_for(check, CHECK_LIMIT_S)
+    except OndolError as exc:
+        return exc.message
+    except TimeoutError:
+        return f"no answer within {CHECK_LIMIT_S:g} s"
+    return None

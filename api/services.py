@@ -1,0 +1,73 @@
+"""What routes work with: built once in `api/main.py`, reached through the request."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.admission import Admission
+from api.auth import Authenticator, Caller
+from api.database import AsyncDatabase
+from api.model_lookup import ModelLookup
+from api.readiness import ReadinessProbe
+from api.usage_meter import UsageMeter
+from api.worker_choice import WorkerChooser
+from models_store.result_blobs import ResultBlobs
+from ondol.broker.calls import CallSender
+from ondol.broker.wake import WakeBus, WakeListener
+from ondol.contract.jobs import InputLimits
+from ondol.control.ringer import Ringer
+from ondol.settings import ApiSettings
+
+BYTES_A_MB = 1024 * 1024
+BYTES_A_KB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one api process. `stopping` is set when it was told to stop: long answers end then."""
+
+    settings: ApiSettings
+    database: AsyncDatabase
+    auth: Authenticator
+    models: ModelLookup
+    admission: Admission
+    workers: WorkerChooser
+    usage: UsageMeter
+    readiness: ReadinessProbe
+    ringer: Ringer
+    wake: WakeBus
+    listener: WakeListener
+    sender: CallSender
+    blobs: ResultBlobs
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body."""
+        return self.settings.max_body_mb * BYTES_A_MB
+
+    @property
+    def limits(self) -> InputLimits:
+        """How much one job may carry."""
+        return InputLimits(self.settings.max_inputs, self.settings.max_text_kb * BYTES_A_KB)
+
+
+async def services_of(request: Request) -> Services:
+    """The services of the process that serves this request."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+async def caller_of(request: Request, services: Annotated[Services, Depends(services_of)]) -> Caller:
+    """Who asks; NotAuthenticated if nobody that we know."""
+    return await services.auth.caller(request.headers.get("authorization"))
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+CallerDep = Annotated[Caller, Depends(caller_of)]

@@ -1,0 +1,203 @@
+"""The verified local cache: model versions as plain folders on a local disk, bounded in size.
+
+`root/<manifest digest>/` is a version's folder; it appears whole, after every digest was compared. `root/.locks/` holds
+the locks that let several workers of one host share a cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from models_store.cache_locks import Pins, exclusive, exclusive_if_free
+from models_store.copying import copy_hashed, hash_file
+from models_store.failures import translated
+from models_store.manifest import Manifest, ManifestFile, check_digest
+from models_store.store import ModelStore
+from ondol.contract.errors import ChecksumMismatch, ModelStoreError, StoreUnavailable
+
+_MARKER = ".ondol-verified"
+_STAGING = ".staging-"
+_TRASH = ".trash-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    digest: str
+    size_bytes: int
+    used_at: float
+
+
+class LocalCache:
+    """A cache under `root` of at most `max_bytes`, shared by threads and processes of one host."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+        self._locks = root / ".locks"
+        self._pins = Pins()
+        with translated(f"opening the model cache {root}"):
+            self._locks.mkdir(parents=True, exist_ok=True)
+
+    def materialise(self, store: ModelStore, manifest_digest: str, ref: str, *, pin: bool = False) -> Path:
+        """A local folder with exactly the version's files, each compared with its digest when it was brought here.
+
+        Blocks while files are copied; a second call costs a few file status calls. With `pin` the folder is kept
+        until `unpin`. ChecksumMismatch (permanent) if the store is damaged; StoreUnavailable (retryable) if it does
+        not answer, if the disk is full, or if everything else in the cache is pinned and there is no room.
+        """
+        folder = self._root / check_digest(manifest_digest)
+        with translated(f"caching {ref}"):
+            self._pins.add(self._use_lock(manifest_digest))
+            try:
+                if not self._is_whole(folder):
+                    self._fill(store, manifest_digest, ref)
+                _touch(folder / _MARKER)
+            except BaseException:
+                self.unpin(manifest_digest)
+                raise
+        if not pin:
+            self.unpin(manifest_digest)
+        return folder
+
+    def unpin(self, manifest_digest: str) -> None:
+        """Take back one pin of `materialise(…, pin=True)`; ValueError if there is none."""
+        self._pins.remove(self._use_lock(manifest_digest))
+
+    def verify(self, store: ModelStore, manifest_digest: str, ref: str) -> None:
+        """Compare every cached byte again; on damage the copy is removed and ChecksumMismatch says which file."""
+        manifest = store.read_manifest(manifest_digest)
+        folder = self._root / manifest_digest
+        with translated(f"verifying the cached {ref}"):
+            for file in manifest.files:
+                actual = hash_file(folder / file.path)
+                if actual != file.sha256:
+                    self._remove(manifest_digest)
+                    raise ChecksumMismatch(ref=ref, file=file.path, expected=file.sha256, actual=actual)
+
+    def size_bytes(self) -> int:
+        """Bytes of all whole versions in the cache; files shared with a local store are counted too."""
+        return sum(entry.size_bytes for entry in self._entries())
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether the folder was verified and no file was cut, removed or exchanged by one of another size since."""
+        try:
+            sizes = json.loads((folder / _MARKER).read_bytes())
+            return all((folder / path).stat().st_size == size for path, size in sizes.items())
+        except FileNotFoundError:
+            return False
+
+    def _fill(self, store: ModelStore, digest: str, ref: str) -> None:
+        folder = self._root / digest
+        with exclusive(self._locks / f"{digest}.fill"):
+            if self._is_whole(folder):
+                return
+            self._remove(digest)
+            for leftover in self._root.glob(f"{_STAGING}{digest}-*"):
+                shutil.rmtree(leftover)
+            manifest = store.read_manifest(digest)
+            self._make_room(manifest.size_bytes, ref)
+            staging = self._root / f"{_STAGING}{digest}-{uuid.uuid4().hex}"
+            try:
+                self._stage(store, manifest, staging, ref)
+                staging.rename(folder)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+
+    def _stage(self, store: ModelStore, manifest: Manifest, staging: Path, ref: str) -> None:
+        staging.mkdir()
+        for file in manifest.files:
+            target = staging / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            actual = _bring(store, file, target)
+            if actual != file.sha256:
+                raise ChecksumMismatch(ref=ref, file=file.path, expected=file.sha256, actual=actual)
+        marker = {file.path: file.size_bytes for file in manifest.files}
+        (staging / _MARKER).write_text(json.dumps(marker))
+
+    def _make_room(self, size_bytes: int, ref: str) -> None:
+        if size_bytes > self._max_bytes:
+            raise ModelStoreError(
+                f"{ref} has {size_bytes} bytes, the model cache may hold {self._max_bytes}; enlarge the cache",
+                code="cache_too_small",
+            )
+        with exclusive(self._locks / "evict"):
+            entries = sorted(self._entries(), key=lambda entry: entry.used_at)
+            excess = sum(entry.size_bytes for entry in entries) + size_bytes - self._max_bytes
+            for entry in entries:
+                if excess > 0 and self._evict(entry.digest):
+                    excess -= entry.size_bytes
+            if excess > 0:
+                raise StoreUnavailable(
+                    f"no room for {ref}: the model cache lacks {excess} bytes and the rest is in use",
+                    code="storage_full",
+                )
+
+    def _evict(self, digest: str) -> bool:
+        with exclusive_if_free(self._use_lock(digest)) as is_free:
+            if is_free:
+                self._remove(digest)
+            return is_free
+
+    def _remove(self, digest: str) -> None:
+        """Renamed first: nobody ever sees half a folder."""
+        trash = self._root / f"{_TRASH}{uuid.uuid4().hex}"
+        try:
+            (self._root / digest).rename(trash)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _entries(self) -> list[_Entry]:
+        entries = []
+        for marker in self._root.glob(f"*/{_MARKER}"):
+            if marker.parent.name.startswith("."):
+                continue
+            try:
+                sizes = json.loads(marker.read_bytes())
+                entries.append(_Entry(marker.parent.name, sum(sizes.values()), marker.stat().st_mtime))
+            except FileNotFoundError:
+                continue  # another process evicted it meanwhile
+        return entries
+
+    def _use_lock(self, digest: str) -> Path:
+        return self._locks / f"{digest}.use"
+
+
+def _touch(path: Path) -> None:
+    """The kernel's own stamp moves in steps of milliseconds, too coarse to order two uses."""
+    now_ns = time.time_ns()
+    os.utime(path, ns=(now_ns, now_ns))
+
+
+def _bring(store: ModelStore, file: ManifestFile, target: Path) -> str:
+    """Put the blob at `target` and give the digest of what is there; shares the store's own file where it can."""
+    blob = store.local_blob(file.sha256)
+    if blob is not None and _link(blob, target):
+        return hash_file(target)
+    with store.open_blob(file.sha256) as reader, target.open("xb") as writer:
+        actual = copy_hashed(reader, writer)
+        _finish(writer)
+    return actual
+
+
+def _link(blob: Path, target: Path) -> bool:
+    try:
+        os.link(blob, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False  # another filesystem, too many links, or none allowed: copy
+    return True
+
+
+def _finish(file: BinaryIO) -> None:
+    file.flush()
+    os.fchmod(file.fileno(), 0o444)

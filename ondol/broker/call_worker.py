@@ -1,0 +1,122 @@
+"""The worker's side of the call lists: take requests as fast as the batcher wants them, send replies together."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import defaultdict
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from ondol.broker.calls import LIST_TTL_S, CallRequest, reply_key, request_key
+from ondol.broker.connection import connect
+from ondol.contract.frames import FrameError, unpack_frame
+from ondol.contract.kinds import JobKind
+from ondol.contract.states import Priority
+
+log = structlog.get_logger(__name__)
+_BLOCK_S = 2
+
+
+class CallTaker:
+    """Pops requests of one worker, interactive ones first. One thread uses it."""
+
+    def __init__(self, redis_url: str, worker: str) -> None:
+        self._client = connect(redis_url)
+        self._keys = [request_key(worker, priority) for priority in Priority]
+
+    def take(self, at_most: int) -> list[tuple[str, CallRequest]]:
+        """Up to so many (api id, request); blocks for two seconds at most, then answers none."""
+        try:
+            popped = self._client.blpop(self._keys, timeout=_BLOCK_S)
+            if popped is None:
+                return []
+            key, first = popped
+            more = self._client.lpop(key, at_most - 1) if at_most > 1 else None
+        except (RedisError, OSError) as exc:
+            log.warning("calls.not_taken", reason=str(exc)[:200])
+            threading.Event().wait(0.5)
+            return []
+        requests = [_parse_request(frame) for frame in (first, *(more or []))]
+        return [request for request in requests if request is not None]
+
+    def take_waiting(self) -> list[tuple[str, CallRequest]]:
+        """Everything that waits now, without blocking; for a worker that stops."""
+        frames: list[bytes] = []
+        try:
+            for key in self._keys:
+                popped: Any = self._client.lpop(key, 100_000)
+                frames += popped or []
+        except (RedisError, OSError) as exc:
+            log.warning("calls.not_drained", reason=str(exc)[:200])
+        requests = [_parse_request(frame) for frame in frames]
+        return [request for request in requests if request is not None]
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+
+class ReplySender:
+    """Sends replies from a thread of its own, all that wait in one round trip."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._client = connect(redis_url)
+        self._queue: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="call-replies", daemon=True)
+        self._thread.start()
+
+    def send(self, api_id: str, frame: bytes) -> None:
+        """Hand a reply over; never blocks. A reply that Redis refuses is lost: the caller's deadline answers it."""
+        self._queue.put((api_id, frame))
+
+    def close(self) -> None:
+        """Send what waits, then stop."""
+        self._queue.put(None)
+        self._thread.join(timeout=5)
+        self._client.close()
+
+    def _loop(self) -> None:
+        while True:
+            item = self._queue.get()
+            lists: dict[str, list[bytes]] = defaultdict(list)
+            while item is not None:
+                lists[item[0]].append(item[1])
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            self._push(lists)
+            if item is None:
+                return
+
+    def _push(self, lists: dict[str, list[bytes]]) -> None:
+        try:
+            pipeline = self._client.pipeline(transaction=False)
+            for api_id, frames in lists.items():
+                pipeline.rpush(reply_key(api_id), *frames)
+                pipeline.expire(reply_key(api_id), LIST_TTL_S)
+            pipeline.execute()
+        except (RedisError, OSError) as exc:
+            log.warning("calls.replies_not_sent", num_replies=sum(map(len, lists.values())), reason=str(exc)[:200])
+
+
+def _parse_request(frame: bytes) -> tuple[str, CallRequest] | None:
+    try:
+        header, _ = unpack_frame(frame)
+        request = CallRequest(
+            version_id=header["version_id"],
+            model_ref=header["model_ref"],
+            kind=JobKind(header["kind"]),
+            options=header["options"],
+            inputs=header["inputs"],
+            deadline_at=float(header["deadline_at"]),
+            priority=Priority(header["priority"]),
+            id=header["id"],
+        )
+        return str(header["api"]), request
+    except (FrameError, KeyError, ValueError, TypeError):
+        log.warning("calls.request_unreadable", num_bytes=len(frame))
+        return None

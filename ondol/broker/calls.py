@@ -1,0 +1,265 @@
+"""Calls: synchronous requests beside Celery, one request list a device and class, one reply list an api process.
+
+Concurrent calls of one api process travel together: while one push is in flight, arrivals gather; no timer when idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import structlog
+from redis.exceptions import RedisError
+
+from ondol.broker.connection import connect_async
+from ondol.broker.wake import STRIKE_CHANNEL
+from ondol.contract.errors import BrokerUnavailable, DeadlineExceeded, OndolError
+from ondol.contract.frames import FrameError, Header, pack_frame, unpack_frame
+from ondol.contract.ids import new_id
+from ondol.contract.jobs import Inputs
+from ondol.contract.kinds import JobKind
+from ondol.contract.states import Priority
+
+LIST_TTL_S = 120
+_MAX_REPLIES = 256
+
+log = structlog.get_logger(__name__)
+
+
+def request_key(worker: str, priority: Priority) -> str:
+    """The request list of a device and class."""
+    return f"ondol:calls:{worker}:{priority}"
+
+
+def reply_key(api_id: str) -> str:
+    """The reply list of an api process."""
+    return f"ondol:replies:{api_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """One synchronous request. `deadline_at`: seconds since the epoch, after which nobody wants the answer."""
+
+    version_id: str
+    model_ref: str
+    kind: JobKind
+    options: dict[str, Any]
+    inputs: Inputs
+    deadline_at: float
+    priority: Priority = Priority.INTERACTIVE
+    id: str = field(default_factory=lambda: new_id("call"))
+
+    def to_header(self, api_id: str) -> Header:
+        """The request as a frame's header."""
+        return {
+            "v": 1,
+            "id": self.id,
+            "api": api_id,
+            "version_id": self.version_id,
+            "model_ref": self.model_ref,
+            "kind": self.kind.value,
+            "options": self.options,
+            "inputs": self.inputs,
+            "deadline_at": self.deadline_at,
+            "priority": self.priority.value,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CallReply:
+    """The answer to a call: float32 vectors [N, H], or a list of [T_i, H] for `pooling: none`.
+
+    `errors` holds the items that failed, by index; their vectors are zeros. `timings` are seconds by stage.
+    """
+
+    vectors: np.ndarray[Any, np.dtype[np.float32]] | list[np.ndarray[Any, np.dtype[np.float32]]]
+    tokens: list[int]
+    truncated: list[bool]
+    errors: dict[int, dict[str, Any]]
+    model: str
+    dtype: str
+    engine: str
+    timings: dict[str, float]
+
+
+class CallSender:
+    """The api's side of the call lists. Everything runs in one event loop."""
+
+    def __init__(self, redis_url: str, api_id: str) -> None:
+        self._pushes = connect_async(redis_url)
+        self._replies = connect_async(redis_url)
+        self._api_id = api_id
+        self._pending: list[tuple[str, bytes, str]] = []
+        self._waiting: dict[str, tuple[asyncio.Future[CallReply], str]] = {}
+        self._in_flight: dict[str, int] = {}
+        self._push_task: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to read replies."""
+        self._reader = asyncio.create_task(self._read_replies(), name="call-replies")
+
+    async def stop(self) -> None:
+        """Stop; calls that still wait fail as BrokerUnavailable."""
+        for task in (self._reader, self._push_task):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        for future, _ in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(BrokerUnavailable("the api process is stopping"))
+        with contextlib.suppress(RedisError, OSError):
+            await self._pushes.delete(reply_key(self._api_id))
+        await self._pushes.aclose()
+        await self._replies.aclose()
+
+    def in_flight(self, worker: str) -> int:
+        """Calls sent to the worker and not answered."""
+        return self._in_flight.get(worker, 0)
+
+    async def call(self, worker: str, request: CallRequest) -> CallReply:
+        """The worker's answer. Raises DeadlineExceeded, BrokerUnavailable, or what the worker answered.
+
+        Cancelling the awaiting task strikes the call out of the worker's batches.
+        """
+        future: asyncio.Future[CallReply] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = (future, worker)
+        self._in_flight[worker] = self._in_flight.get(worker, 0) + 1
+        self._pending.append(
+            (request_key(worker, request.priority), pack_frame(request.to_header(self._api_id)), request.id)
+        )
+        if self._push_task is None or self._push_task.done():
+            self._push_task = asyncio.create_task(self._push(), name="call-push")
+        try:
+            return await asyncio.wait_for(future, max(0.0, request.deadline_at - time.time()))
+        except TimeoutError as exc:
+            raise DeadlineExceeded("no answer came before the call's deadline") from exc
+        except asyncio.CancelledError:
+            await asyncio.shield(self._strike(request.id))
+            raise
+        finally:
+            self._waiting.pop(request.id, None)
+            self._in_flight[worker] -= 1
+
+    async def _push(self) -> None:
+        while self._pending:
+            batch, self._pending = self._pending, []
+            lists: dict[str, list[bytes]] = {}
+            for key, frame, _ in batch:
+                lists.setdefault(key, []).append(frame)
+            try:
+                pipeline = self._pushes.pipeline(transaction=False)
+                for key, frames in lists.items():
+                    pipeline.rpush(key, *frames)
+                    pipeline.expire(key, LIST_TTL_S)
+                await pipeline.execute()
+            except (RedisError, OSError) as exc:
+                self._fail([call_id for _, _, call_id in batch], exc)
+
+    def _fail(self, ids: list[str], exc: Exception) -> None:
+        log.warning("calls.not_sent", num_calls=len(ids), reason=str(exc)[:200])
+        for call_id in ids:
+            waiting = self._waiting.get(call_id)
+            if waiting is not None and not waiting[0].done():
+                waiting[0].set_exception(BrokerUnavailable("Redis does not answer; try again"))
+
+    async def _strike(self, call_id: str) -> None:
+        with contextlib.suppress(RedisError, OSError):
+            await self._pushes.publish(STRIKE_CHANNEL, f'["{call_id}"]')
+
+    async def _read_replies(self) -> None:
+        key = reply_key(self._api_id)
+        while True:
+            try:
+                popped = await self._replies.blpop([key], timeout=5)
+                if popped is None:
+                    continue
+                frames = [popped[1], *(await self._replies.lpop(key, _MAX_REPLIES) or [])]
+            except (RedisError, OSError) as exc:
+                log.warning("calls.replies_not_read", reason=str(exc)[:200])
+                await asyncio.sleep(0.2)
+                continue
+            for frame in frames:
+                self._settle(frame)
+
+    def _settle(self, frame: bytes) -> None:
+        try:
+            header, body = unpack_frame(frame)
+            waiting = self._waiting.get(header["id"])
+            if waiting is None or waiting[0].done():
+                return
+            if header["ok"]:
+                waiting[0].set_result(_parse_reply(header, body))
+            else:
+                waiting[0].set_exception(_parse_error(header["error"]))
+        except (FrameError, KeyError, ValueError):
+            log.exception("calls.reply_unreadable")
+
+
+def reply_header(call_id: str, reply: CallReply) -> tuple[Header, bytes]:
+    """A reply as a frame's header and body."""
+    header: Header = {
+        "v": 1,
+        "id": call_id,
+        "ok": True,
+        "tokens": reply.tokens,
+        "truncated": [i for i, cut in enumerate(reply.truncated) if cut],
+        "errors": {str(i): error for i, error in reply.errors.items()},
+        "model": reply.model,
+        "dtype": reply.dtype,
+        "engine": reply.engine,
+        "timings": reply.timings,
+    }
+    if isinstance(reply.vectors, list):
+        header["lengths"] = [len(vectors) for vectors in reply.vectors]
+        header["dimensions"] = reply.vectors[0].shape[1] if reply.vectors else 0
+        return header, b"".join(np.ascontiguousarray(vectors, dtype="<f4").tobytes() for vectors in reply.vectors)
+    header["shape"] = list(reply.vectors.shape)
+    return header, np.ascontiguousarray(reply.vectors, dtype="<f4").tobytes()
+
+
+def error_header(call_id: str, error: OndolError) -> Header:
+    """A refusal as a frame's header."""
+    return {"v": 1, "id": call_id, "ok": False, "error": error.as_dict() | {"class": type(error).__name__}}
+
+
+def _parse_reply(header: Header, body: memoryview) -> CallReply:
+    flat = np.frombuffer(body, dtype="<f4")
+    vectors: Any
+    if "lengths" in header:
+        rows = flat.reshape(-1, header["dimensions"])
+        vectors = np.split(rows, np.cumsum(header["lengths"])[:-1])
+    else:
+        vectors = flat.reshape(header["shape"])
+    truncated = set(header["truncated"])
+    return CallReply(
+        vectors=vectors,
+        tokens=header["tokens"],
+        truncated=[i in truncated for i in range(len(header["tokens"]))],
+        errors={int(i): error for i, error in header["errors"].items()},
+        model=header["model"],
+        dtype=header["dtype"],
+        engine=header["engine"],
+        timings=header["timings"],
+    )
+
+
+def _parse_error(error: dict[str, Any]) -> OndolError:
+    kinds = {cls.__name__: cls for cls in _error_classes(OndolError)}
+    cls = kinds.get(error.get("class", ""), OndolError)
+    try:
+        return cls(error["message"], param=error["param"], code=error["code"])
+    except TypeError:  # a class whose constructor wants more: keep code and message
+        return OndolError(error["message"], param=error["param"], code=error["code"])
+
+
+def _error_classes(root: type[OndolError]) -> list[type[OndolError]]:
+    found = [root]
+    for cls in root.__subclasses__():
+        found += _error_classes(cls)
+    return found

@@ -1,0 +1,183 @@
+"""Wake-ups: hints by Redis pub/sub that a job has moved, or that work is no longer wanted.
+
+SQL is read again after each. A lost hint costs a poll interval, never a job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import redis
+import structlog
+from redis.exceptions import RedisError
+
+from ondol.broker.connection import connect, connect_async
+
+WAKE_CHANNEL = "ondol:wake"
+STRIKE_CHANNEL = "ondol:strike"
+_MAX_GROUP = 2_000
+
+log = structlog.get_logger(__name__)
+
+
+class WakeBus:
+    """Sends hints from a thread of its own; `wake` and `strike` never block and never raise."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._client = connect(redis_url)
+        self._queue: queue.SimpleQueue[tuple[str, list[str]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="wake-bus", daemon=True)
+        self._thread.start()
+
+    def wake(self, job_ids: Sequence[str]) -> None:
+        """Tell waiting clients that these jobs have moved."""
+        if job_ids:
+            self._queue.put((WAKE_CHANNEL, list(job_ids)))
+
+    def strike(self, ids: Sequence[str]) -> None:
+        """Tell workers that these jobs or calls are no longer wanted."""
+        if ids:
+            self._queue.put((STRIKE_CHANNEL, list(ids)))
+
+    def close(self) -> None:
+        """Send what waits, then stop."""
+        self._queue.put(None)
+        self._thread.join(timeout=5)
+        self._client.close()
+
+    def _loop(self) -> None:
+        while True:
+            item = self._queue.get()
+            grouped: dict[str, list[str]] = {}
+            is_last = False
+            while True:
+                if item is None:
+                    is_last = True
+                    break
+                channel, ids = item
+                grouped.setdefault(channel, []).extend(ids)
+                if sum(map(len, grouped.values())) >= _MAX_GROUP:
+                    break
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            self._publish(grouped)
+            if is_last:
+                return
+
+    def _publish(self, grouped: dict[str, list[str]]) -> None:
+        for channel, ids in grouped.items():
+            try:
+                self._client.publish(channel, json.dumps(ids))
+            except RedisError as exc:
+                log.debug("wake.not_sent", channel=channel, reason=str(exc)[:200])
+
+
+class WakeListener:
+    """The api's side: coroutines wait for a job's next move."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._client = connect_async(redis_url)
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to listen; reconnects by itself."""
+        self._task = asyncio.create_task(self._listen(), name="wake-listener")
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._client.aclose()
+
+    async def wait(self, job_id: str, timeout_s: float) -> bool:
+        """Whether a hint for the job came within the time; register before reading SQL with `watch` to miss none."""
+        with self.watch(job_id) as event:
+            return await wait_event(event, timeout_s)
+
+    @contextlib.contextmanager
+    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever a hint for the job comes; read SQL inside, then wait for it."""
+        event = asyncio.Event()
+        self._waiting.setdefault(job_id, set()).add(event)
+        try:
+            yield event
+        finally:
+            events = self._waiting.get(job_id)
+            if events is not None:
+                events.discard(event)
+                if not events:
+                    del self._waiting[job_id]
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(WAKE_CHANNEL)
+                    while True:
+                        message = await pubsub.get_message(timeout=10)
+                        if message is not None:
+                            self._notify(json.loads(message["data"]))
+            except (RedisError, OSError, ValueError) as exc:
+                log.debug("wake.listener_reconnects", reason=str(exc)[:200])
+                self._notify(list(self._waiting))  # hints may have been missed: everybody looks again
+                await asyncio.sleep(0.5)
+
+    def _notify(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            for event in self._waiting.get(job_id, ()):
+                event.set()
+
+
+async def wait_event(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether the event was set within the time."""
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+class StrikeListener:
+    """The worker's side: a thread that hands struck-out ids to a callback."""
+
+    def __init__(self, redis_url: str, on_strike: Callable[[Sequence[str]], None]) -> None:
+        self._client = connect(redis_url)
+        self._on_strike = on_strike
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="strike-listener", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop within a second or so."""
+        self._stopping.set()
+        self._thread.join(timeout=5)
+        self._client.close()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    pubsub.subscribe(STRIKE_CHANNEL)
+                    self._receive(pubsub)
+            except (RedisError, OSError, ValueError) as exc:
+                log.debug("strike.listener_reconnects", reason=str(exc)[:200])
+                self._stopping.wait(0.5)
+
+    def _receive(self, pubsub: redis.client.PubSub) -> None:
+        while not self._stopping.is_set():
+            message = pubsub.get_message(timeout=1.0)
+            if message is not None:
+                self._on_strike(json.loads(message["data"]))

@@ -1,0 +1,82 @@
+"""Exit codes, and every error as one line that says what to do next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from ondol.client.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    NoSuchThing,
+    OndolAPIError,
+    PermissionRefused,
+    RequestRefused,
+    ServerBusy,
+    ServerFailed,
+)
+from ondol.contract.errors import ContractError, NotFound, NotReady, OndolError
+
+DONE = 0
+JOB_FAILED = 1
+WRONG_USE = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
+
+_WRONG_USE = (ContractError, NotFound, RequestRefused, NoSuchThing, AuthenticationFailed, PermissionRefused)
+_UNREACHABLE = (ConnectionFailed, NotReady)
+
+
+def exit_code_of(error: OndolError) -> int:
+    """2 where another command is needed, 3 where the server is not there, else 1."""
+    if isinstance(error, _WRONG_USE):
+        return WRONG_USE
+    if isinstance(error, _UNREACHABLE) or (isinstance(error, ServerFailed) and error.status in (502, 503, 504)):
+        return UNREACHABLE
+    return JOB_FAILED
+
+
+def error_line(error: OndolError) -> str:
+    """What went wrong, where, and what to do next, in one line."""
+    parts = [" ".join(error.message.split())]
+    if error.param and error.param not in error.message:
+        parts.append(f"(field {error.param})")
+    advice = _advice(error)
+    if advice:
+        parts.append(f"- {advice}")
+    if isinstance(error, OndolAPIError) and error.status >= 500 and error.request_id:
+        parts.append(f"[request {error.request_id}]")
+    return " ".join(parts)
+
+
+def fail(message: str, code: int) -> int:
+    """Print the line to stderr; returns `code`."""
+    sys.stderr.write(f"ondol: {message}\n")
+    return code
+
+
+def run_guarded(command: Callable[[], int]) -> int:
+    """The exit code of `command`, with errors of ours and Ctrl-C turned into a line and a code."""
+    try:
+        return command()
+    except OndolError as error:
+        return fail(error_line(error), exit_code_of(error))
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has seen enough, as with `| head`
+        sys.stderr.close()
+        return DONE
+
+
+def _advice(error: OndolError) -> str:
+    if "`ondol " in error.message:  # the server said it already
+        return ""
+    if isinstance(error, AuthenticationFailed):
+        return "set ONDOL_API_KEY to a key made by `ondol keys create`"
+    if isinstance(error, ServerBusy) and error.retry_after_s is not None:
+        return f"try again in {error.retry_after_s:.0f} s"
+    if isinstance(error, NoSuchThing) and error.code == "model_not_found":
+        return "`ondol models ls` shows the models there are"
+    if isinstance(error, NoSuchThing) and error.code == "job_not_found":
+        return "`ondol jobs ls` shows the jobs there are"
+    return ""

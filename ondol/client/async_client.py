@@ -1,0 +1,154 @@
+"""`AsyncOndol`: the same client for asyncio; see `Ondol` for what the arguments mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+import httpx
+
+from ondol.client import embed_flow
+from ondol.client.async_jobs import AsyncJobs, AsyncModels
+from ondol.client.embed_flow import EmbedRequest, PartialVectors, check_texts, rectangular_options
+from ondol.client.errors import ItemErrors
+from ondol.client.event_stream import EventStream
+from ondol.client.flow import Answer, Effect, Flow, Pause
+from ondol.client.http import build_request, connect_options, to_answer, translate
+from ondol.client.records import JobEvent
+from ondol.client.retry import RetryPolicy
+from ondol.client.settings import find_target
+from ondol.client.sync_client import DEFAULT_TIMEOUT_S
+from ondol.client.vectors import Vectors
+from ondol.contract.errors import OndolError
+
+T = TypeVar("T")
+
+
+class AsyncOndol:
+    """A connection to an Ondol server for one event loop; close it, or use it in an `async with` statement."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        max_retries: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        target = find_target(base_url, api_key)
+        self.base_url = target.url
+        self.policy = RetryPolicy(max_retries=max_retries)
+        self._timeout_s = timeout
+        self._http = httpx.AsyncClient(**connect_options(target, timeout), transport=transport)
+        self.jobs = AsyncJobs(self)
+        self.models = AsyncModels(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    @overload
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str,
+        errors: Literal["raise"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> Vectors: ...
+
+    @overload
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str,
+        errors: Literal["return"],
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> PartialVectors: ...
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str,
+        errors: Literal["raise", "return"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> Vectors | PartialVectors:
+        """Float32 vectors: [H] for a str, [N, H] for a list, in its order; see `Ondol.embed`."""
+        request = EmbedRequest(check_texts(texts), model, rectangular_options(options), as_job, priority)
+        outcome = await self.run(embed_flow.embed(request, self.policy))
+        if errors == "return":
+            return outcome
+        if outcome.errors:
+            raise ItemErrors(outcome.errors, partial=outcome.vectors)
+        vector: Vectors = outcome.vectors[0] if isinstance(texts, str) else outcome.vectors
+        return vector
+
+    async def run(self, flow: Flow[T]) -> T:
+        """What `flow` returns, performing what it asks for."""
+        answer: Answer | None = None
+        error: OndolError | None = None
+        while True:
+            try:
+                effect = flow.send(answer) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            answer, error = None, None
+            try:
+                answer = await self._perform(effect)
+            except OndolError as exc:
+                error = exc
+
+    async def follow(self, stream: EventStream) -> AsyncIterator[JobEvent]:
+        """The events of a stream until its job ends, over as many connections as it takes."""
+        while not stream.is_over:
+            try:
+                async for event in self._read_stream(stream):
+                    yield event
+            except httpx.TransportError as exc:
+                stream.failed(translate(exc, self.base_url))
+            if not stream.is_over:
+                await asyncio.sleep(stream.pause_s)
+
+    async def _read_stream(self, stream: EventStream) -> AsyncIterator[JobEvent]:
+        response = await self._http.send(build_request(self._http, stream.request(), self._timeout_s), stream=True)
+        try:
+            if response.status_code >= 400:
+                stream.refused(response.status_code, response.headers, await response.aread())
+                return
+            stream.answered(response.status_code)
+            async for line in response.aiter_lines():
+                event = stream.feed(line)
+                if event is not None:
+                    yield event
+        finally:
+            await response.aclose()
+        stream.closed()
+
+    async def _perform(self, effect: Effect) -> Answer | None:
+        if isinstance(effect, Pause):
+            await asyncio.sleep(effect.seconds)
+            return None
+        try:
+            return to_answer(await self._http.send(build_request(self._http, effect.request, self._timeout_s)))
+        except httpx.TransportError as exc:
+            raise translate(exc, self.base_url) from exc

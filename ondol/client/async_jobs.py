@@ -1,0 +1,181 @@
+"""`client.jobs`, `client.models` and `AsyncJob` for asyncio; each method does what its twin in `sync_jobs` does."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ondol.client import job_flows
+from ondol.client.errors import ItemError, ItemErrors, JobFailed
+from ondol.client.event_stream import EventStream
+from ondol.client.progress import ProgressReport
+from ondol.client.records import JobEvent, JobFields, JobRequest, JobResult, ModelInfo, parse_job
+from ondol.client.vectors import Vectors
+
+if TYPE_CHECKING:
+    from ondol.client.async_client import AsyncOndol
+
+
+class AsyncJob(JobFields):
+    """A job as last seen (`refresh` looks again), and what can be done with it."""
+
+    def __init__(self, client: AsyncOndol, seen: JobFields) -> None:
+        self._client = client
+        self._take(seen)
+
+    async def refresh(self) -> AsyncJob:
+        """This job, brought up to date."""
+        return self._take(await self._client.run(job_flows.get_job(self.id, self._client.policy)))
+
+    async def wait(self, *, timeout_s: float | None = None, progress: bool = False) -> AsyncJob:
+        """This job once it has ended, however it ended (look at `status`); WaitTimedOut after `timeout_s`."""
+        policy = self._client.policy
+        if not progress:
+            return self._take(await self._client.run(job_flows.wait_for_job(self.id, policy, timeout_s=timeout_s)))
+        with ProgressReport(f"{self.kind} {self.id}") as report:
+            flow = job_flows.wait_for_job(self.id, policy, timeout_s=timeout_s, on_update=report.update_job)
+            return self._take(await self._client.run(flow))
+
+    def events(self, *, after_seq: int = 0) -> AsyncIterator[JobEvent]:
+        """Events as they happen, from the one after `after_seq` until the job ends; survives lost connections."""
+        return self._client.jobs.events(self.id, after_seq=after_seq)
+
+    async def result(self) -> JobResult:
+        """The result; waits for it. JobFailed if the job failed or was cancelled."""
+        return await self._client.jobs.result((await self._succeeded()).id)
+
+    async def vectors(self) -> Vectors:
+        """Float32 [N, H] of an embedding job; waits for it. ItemErrors (with NaN rows) if inputs failed."""
+        return await self._client.jobs.vectors((await self._succeeded()).id)
+
+    async def cancel(self) -> AsyncJob:
+        """This job, cancelled; StateConflict if it had ended before."""
+        return self._take(await self._client.run(job_flows.cancel_job(self.id, self._client.policy)))
+
+    async def _succeeded(self) -> AsyncJob:
+        if not self.has_ended:
+            await self.wait()
+        if self.status != "succeeded":
+            raise JobFailed(self)
+        return self
+
+    def _take(self, seen: JobFields) -> AsyncJob:
+        for spec in fields(JobFields):
+            setattr(self, spec.name, getattr(seen, spec.name))
+        return self
+
+
+class AsyncJobs:
+    """Jobs of this project."""
+
+    def __init__(self, client: AsyncOndol) -> None:
+        self._client = client
+
+    async def create(
+        self,
+        kind: str,
+        *,
+        input: object,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        priority: str | None = None,
+        deadline_s: float | None = None,
+        not_before: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncJob:
+        """The accepted job. Every try carries one Idempotency-Key (a fresh one by default), so it is accepted once."""
+        request = JobRequest(kind, input, model, options or {}, priority, deadline_s, not_before, metadata)
+        return await self.submit(request, idempotency_key=idempotency_key)
+
+    async def submit(self, request: JobRequest, *, idempotency_key: str | None = None) -> AsyncJob:
+        """Like `create`, for a request made before."""
+        flow = job_flows.submit_job(request, self._client.policy, idempotency_key=idempotency_key)
+        return AsyncJob(self._client, await self._client.run(flow))
+
+    async def create_many(
+        self, requests: Sequence[JobRequest], *, errors: Literal["raise", "return"] = "raise"
+    ) -> list[AsyncJob | ItemError]:
+        """One outcome a request, in order. Refused ones raise ItemErrors, or come back with `errors="return"`."""
+        seen = await self._client.run(job_flows.submit_jobs(requests, self._client.policy))
+        outcomes = [item if isinstance(item, ItemError) else AsyncJob(self._client, item) for item in seen]
+        refused = {index: item for index, item in enumerate(outcomes) if isinstance(item, ItemError)}
+        if refused and errors == "raise":
+            raise ItemErrors(refused, partial=[None if isinstance(item, ItemError) else item for item in outcomes])
+        return outcomes
+
+    async def get(self, job_id: str) -> AsyncJob:
+        """The job as it is now; NoSuchThing if this project has none with that id."""
+        return AsyncJob(self._client, await self._client.run(job_flows.get_job(job_id, self._client.policy)))
+
+    async def list(self, *, limit: int | None = None, **filters: str | int | float) -> AsyncIterator[AsyncJob]:
+        """Jobs, newest first, fetched page by page; `limit` in all. Filters: kind, status, model, created_after."""
+        left, after = limit, None
+        while left is None or left > 0:
+            page_filters = {**filters, "limit": job_flows.page_limit(left)}
+            page = await self._client.run(job_flows.list_jobs(self._client.policy, filters=page_filters, after=after))
+            for raw in page.data:
+                yield AsyncJob(self._client, parse_job(raw))
+            if not page.has_more or not page.data:
+                return
+            after = page.data[-1]["id"]
+            left = None if left is None else left - len(page.data)
+
+    async def result(self, job_id: str) -> JobResult:
+        """The result of an ended job; JobFailed if it failed or was cancelled."""
+        return await self._client.run(job_flows.get_result(job_id, self._client.policy))
+
+    async def vectors(self, job_id: str) -> Vectors:
+        """Float32 [N, H] of an ended embedding job; ItemErrors (with NaN rows) if inputs failed."""
+        vectors, failed = await self._client.run(job_flows.get_vectors(job_id, self._client.policy))
+        if failed:
+            raise ItemErrors(failed, partial=vectors)
+        return vectors
+
+    def events(self, job_id: str, *, after_seq: int = 0) -> AsyncIterator[JobEvent]:
+        """Events as they happen, from the one after `after_seq` until the job ends; survives lost connections."""
+        return self._client.follow(EventStream(job_id, self._client.policy, after_seq=after_seq))
+
+    async def past_events(self, job_id: str) -> builtins.list[JobEvent]:
+        """The events so far; does not wait for more."""
+        return await self._client.run(job_flows.list_events(job_id, self._client.policy))
+
+    async def cancel(self, job_id: str) -> AsyncJob:
+        """The job, cancelled; StateConflict if it had ended before."""
+        return AsyncJob(self._client, await self._client.run(job_flows.cancel_job(job_id, self._client.policy)))
+
+    async def delete(self, job_id: str) -> None:
+        """Remove the job with its inputs, result and events."""
+        await self._client.run(job_flows.delete_job(job_id, self._client.policy))
+
+    async def wait(self, job_id: str, *, timeout_s: float | None = None) -> AsyncJob:
+        """The job once it has ended, however it ended; WaitTimedOut after `timeout_s`."""
+        flow = job_flows.wait_for_job(job_id, self._client.policy, timeout_s=timeout_s)
+        return AsyncJob(self._client, await self._client.run(flow))
+
+    async def wait_many(self, job_ids: Sequence[str], *, timeout_s: float | None = None) -> builtins.list[AsyncJob]:
+        """All jobs once all have ended, in the order given; WaitTimedOut after `timeout_s` in all."""
+        flow = job_flows.wait_for_jobs(job_ids, self._client.policy, timeout_s=timeout_s)
+        return [AsyncJob(self._client, seen) for seen in await self._client.run(flow)]
+
+
+class AsyncModels:
+    """Models of this project's server."""
+
+    def __init__(self, client: AsyncOndol) -> None:
+        self._client = client
+
+    async def list(self) -> list[ModelInfo]:
+        """All models that requests can name."""
+        return await self._client.run(job_flows.list_models(self._client.policy))
+
+    async def get(self, ref: str) -> ModelInfo:
+        """What the server says about one model; NoSuchThing if there is none."""
+        return await self._client.run(job_flows.get_model(ref, self._client.policy))
+
+    async def import_(self, path: str | Path, name: str, *, convert_bin: bool = False) -> AsyncJob:
+        """The job that imports the folder `path` of the server's machine as the next version of `name`."""
+        return await self._client.jobs.submit(job_flows.import_request(path, name, convert_bin=convert_bin))

@@ -1,0 +1,104 @@
+"""Flows: what the client does, written once for `Ondol` and `AsyncOndol`.
+
+A flow is a generator that yields what it needs done (`Send` a request, `Pause`) and is handed the answer. It does no
+I/O itself: the two clients perform the effects, one blocking, one awaiting. Failures to reach the server are thrown
+into the flow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ondol.client.errors import BadAnswer, ConnectionFailed, error_from_answer
+from ondol.client.retry import RetryPolicy, retry_after_s
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request relative to the server's address; `body` is sent as JSON.
+
+    `patience_s` is added to the client's read timeout, for answers that the server holds back on purpose.
+    """
+
+    method: str
+    path: str
+    params: Mapping[str, str | int | float] = field(default_factory=dict)
+    body: object = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    patience_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer; header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Effect: send this request and hand me the answer."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Effect: wait this long before going on."""
+
+    seconds: float
+
+
+Effect = Send | Pause
+Flow = Generator[Effect, Answer | None, T]
+
+
+def exchange(request: Request, policy: RetryPolicy) -> Flow[Answer]:
+    """The answer to `request` after as many tries as the policy allows; OndolAPIError or ConnectionFailed otherwise."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            answer = yield Send(request)
+        except ConnectionFailed:
+            delay_s = policy.delay_after_failure(tries)
+            if delay_s is None:
+                raise
+        else:
+            assert answer is not None
+            if answer.status < 400:
+                return answer
+            delay_s = policy.delay_after_answer(tries, answer.status, answer.headers)
+            if delay_s is None:
+                raise error_from_answer(
+                    answer.status,
+                    answer.content,
+                    request_id=answer.headers.get("x-request-id"),
+                    retry_after_s=retry_after_s(answer.headers),
+                )
+        yield Pause(delay_s)
+
+
+def exchange_json(request: Request, policy: RetryPolicy) -> Flow[Json]:
+    """Like `exchange`, for answers that are JSON objects; BadAnswer when the body is anything else."""
+    answer = yield from exchange(request, policy)
+    return parse_json(answer.content)
+
+
+def parse_json(content: bytes) -> Json:
+    """The JSON object in `content`; BadAnswer when it is anything else."""
+    try:
+        body = json.loads(content)
+    except ValueError as exc:
+        raise BadAnswer(f"the server's answer is not JSON: {content[:80]!r}") from exc
+    if not isinstance(body, dict):
+        raise BadAnswer(f"the server's answer is not a JSON object: {content[:80]!r}")
+    return body

@@ -1,0 +1,188 @@
+"""Flows about jobs and models: submit, look, wait, result, cancel, delete, list, import."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ondol.client.errors import ItemError, JobFailed, NoSuchThing, OndolAPIError, WaitTimedOut
+from ondol.client.flow import Flow, Json, Request, exchange, exchange_json
+from ondol.client.records import (
+    JobEvent,
+    JobFields,
+    JobRequest,
+    JobResult,
+    ModelInfo,
+    Page,
+    parse_event,
+    parse_item_error,
+    parse_job,
+    parse_model,
+    parse_page,
+    parse_result,
+)
+from ondol.client.retry import RetryPolicy
+from ondol.client.vectors import Vectors, vectors_from_npy, vectors_from_result
+
+MAX_BATCH_JOBS = 1_000
+LONG_POLL_S = 30.0
+PROGRESS_POLL_S = 1.0
+PAGE_JOBS = 100
+PAGE_EVENTS = 500
+
+OnUpdate = Callable[[JobFields], None]
+Outcome = JobFields | ItemError
+
+
+def submit_job(request: JobRequest, policy: RetryPolicy, *, idempotency_key: str | None = None) -> Flow[JobFields]:
+    """The accepted job. Safe to repeat: every try carries the same Idempotency-Key."""
+    send = Request("POST", "/v1/jobs", body=request.body(), headers=_idempotent(idempotency_key))
+    return parse_job((yield from exchange_json(send, policy)))
+
+
+def submit_jobs(requests: Sequence[JobRequest], policy: RetryPolicy) -> Flow[list[Outcome]]:
+    """One outcome a request, in order; each 1,000 requests are one transaction of the server."""
+    outcomes: list[Outcome] = []
+    for start in range(0, len(requests), MAX_BATCH_JOBS):
+        part = [request.body() for request in requests[start : start + MAX_BATCH_JOBS]]
+        send = Request("POST", "/v1/jobs/batch", body={"jobs": part}, headers=_idempotent(None))
+        page = parse_page((yield from exchange_json(send, policy)))
+        outcomes += [_outcome(item) for item in page.data]
+    return outcomes
+
+
+def get_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
+    """The job as it is now."""
+    return parse_job((yield from exchange_json(Request("GET", f"/v1/jobs/{job_id}"), policy)))
+
+
+def wait_for_job(
+    job_id: str, policy: RetryPolicy, *, timeout_s: float | None = None, on_update: OnUpdate | None = None
+) -> Flow[JobFields]:
+    """The job once it has ended, however it ended; WaitTimedOut after `timeout_s`.
+
+    `on_update` is told about the job each second or so; without it the server holds its answer back for up to 30 s.
+    """
+    give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
+    poll_s = PROGRESS_POLL_S if on_update else LONG_POLL_S
+    while True:
+        left_s = poll_s if give_up_at is None else max(0.0, min(poll_s, give_up_at - time.monotonic()))
+        send = Request("GET", f"/v1/jobs/{job_id}", params={"wait": round(left_s, 3)}, patience_s=left_s)
+        job = parse_job((yield from exchange_json(send, policy.patient())))
+        if on_update:
+            on_update(job)
+        if job.has_ended:
+            return job
+        if give_up_at is not None and time.monotonic() >= give_up_at:
+            raise WaitTimedOut(f"job {job_id} was still {job.status} after {timeout_s} s; it goes on running")
+
+
+def wait_for_jobs(
+    job_ids: Sequence[str], policy: RetryPolicy, *, timeout_s: float | None = None
+) -> Flow[list[JobFields]]:
+    """All jobs once all have ended, in the order given; WaitTimedOut after `timeout_s` in all."""
+    give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
+    ended = []
+    for job_id in job_ids:
+        left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
+        ended.append((yield from wait_for_job(job_id, policy, timeout_s=left_s)))
+    return ended
+
+
+def get_result(job_id: str, policy: RetryPolicy) -> Flow[JobResult]:
+    """The result of an ended job; JobFailed if it has none because it failed or was cancelled."""
+    try:
+        body = yield from exchange_json(_result_request(job_id, "application/json"), policy)
+    except OndolAPIError as error:
+        yield from _explain(job_id, error, policy)
+        raise
+    return parse_result(body)
+
+
+def get_vectors(job_id: str, policy: RetryPolicy) -> Flow[tuple[Vectors, dict[int, ItemError]]]:
+    """Float32 [N, H] of an ended embedding job, and the inputs that failed (NaN in their rows)."""
+    try:
+        answer = yield from exchange(_result_request(job_id, "application/x-npy"), policy)
+    except OndolAPIError as error:
+        yield from _explain(job_id, error, policy)
+        if error.status != 406:  # 406: some inputs failed, so that the result is no rectangle
+            raise
+        result = yield from get_result(job_id, policy)
+        return vectors_from_result(result), result.errors
+    return vectors_from_npy(answer.content), {}
+
+
+def list_events(job_id: str, policy: RetryPolicy) -> Flow[list[JobEvent]]:
+    """The events so far, in order, from as many pages as there are."""
+    events: list[JobEvent] = []
+    while True:
+        params = {"limit": PAGE_EVENTS, "after": events[-1].seq if events else 0}
+        send = Request("GET", f"/v1/jobs/{job_id}/events", params=params, headers={"accept": "application/json"})
+        page = parse_page((yield from exchange_json(send, policy)))
+        events += [parse_event(raw) for raw in page.data]
+        if not page.has_more or not page.data:
+            return events
+
+
+def cancel_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
+    """The job, cancelled; StateConflict if it had ended before."""
+    return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/cancel"), policy)))
+
+
+def delete_job(job_id: str, policy: RetryPolicy) -> Flow[None]:
+    """Nothing; inputs, result and events of the job are gone."""
+    yield from exchange(Request("DELETE", f"/v1/jobs/{job_id}"), policy)
+
+
+def list_jobs(policy: RetryPolicy, *, filters: Mapping[str, str | int | float], after: str | None) -> Flow[Page]:
+    """One page of jobs, newest first, after the job `after`."""
+    params = dict(filters) if after is None else {**filters, "after": after}
+    return parse_page((yield from exchange_json(Request("GET", "/v1/jobs", params=params), policy)))
+
+
+def page_limit(left: int | None) -> int:
+    """How many jobs to ask for when `left` (None: all) are still wanted."""
+    return PAGE_JOBS if left is None else min(PAGE_JOBS, left)
+
+
+def list_models(policy: RetryPolicy) -> Flow[list[ModelInfo]]:
+    """All models that requests can name."""
+    page = parse_page((yield from exchange_json(Request("GET", "/v1/models"), policy)))
+    return [parse_model(raw) for raw in page.data]
+
+
+def get_model(ref: str, policy: RetryPolicy) -> Flow[ModelInfo]:
+    """What the server says about one model."""
+    return parse_model((yield from exchange_json(Request("GET", f"/v1/models/{ref}"), policy)))
+
+
+def import_request(path: str | Path, name: str, *, convert_bin: bool = False) -> JobRequest:
+    """The job that imports the model folder `path` of the server's machine as a version of `name`."""
+    where = str(Path(path).expanduser().absolute())
+    return JobRequest("import", input={"path": where}, options={"name": name, "convert_bin": convert_bin})
+
+
+def _explain(job_id: str, error: OndolAPIError, policy: RetryPolicy) -> Flow[None]:
+    """Raise JobFailed in place of `error` where the job's end is the reason that there is no result."""
+    if isinstance(error, NoSuchThing) or error.status == 409:
+        job = yield from get_job(job_id, policy)
+        if job.status in ("failed", "cancelled"):
+            raise JobFailed(job) from error
+
+
+def _result_request(job_id: str, accept: str) -> Request:
+    return Request("GET", f"/v1/jobs/{job_id}/result", headers={"accept": accept})
+
+
+def _outcome(raw: Json) -> Outcome:
+    error: Mapping[str, Any] | None = raw.get("error")
+    if raw.get("object") == "job" or "id" in raw:
+        return parse_job(raw)
+    return parse_item_error(error) or ItemError("unknown", "the server gave no reason")
+
+
+def _idempotent(key: str | None) -> dict[str, str]:
+    return {"idempotency-key": key or str(uuid.uuid4())}

@@ -1,0 +1,110 @@
+"""What of an embedding request can be refused without running the model: checked against the version's spec.
+
+The api and the call route share these checks; texts are not tokenised here, so their length is the worker's to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ondol.contract.errors import InvalidPayload, ModelCannot, ModelStoreError
+from ondol.contract.jobs import Inputs
+from ondol.contract.kinds import JobKind
+from ondol.contract.model_spec import ModelSpec, PoolingMode
+from ondol.contract.payloads import EmbeddingOptions
+
+SPECIAL_TOKENS = 2
+_SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+
+
+def read_spec(stored: dict[str, Any], *, ref: str) -> ModelSpec:
+    """The spec that a version record holds; ModelStoreError if it is none."""
+    try:
+        return _SPEC.validate_python(stored)
+    except ValidationError as exc:
+        raise ModelStoreError(f"the spec of {ref} is not readable: {exc.errors()[0]['msg']}") from exc
+
+
+def check_embedding(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, *, prefix: str = "options") -> None:
+    """Return if the model can do this; ModelCannot or InvalidPayload naming the field if it cannot.
+
+    `prefix` is the path under which the options stood in the request, empty where they stood at the top.
+    """
+    path = f"{prefix}." if prefix else ""
+    if options.pooling == PoolingMode.POOLER and not spec.has_pooler:
+        raise ModelCannot(
+            "the model has no trained pooler; it can pool by mean, cls, max or last",
+            param=f"{path}pooling",
+            code="model_has_no_pooler",
+        )
+    _check_layer(options.layer, spec, f"{path}layer")
+    _check_lengths(options, spec, path)
+    _check_prompt(options, inputs, spec, path)
+    if inputs and isinstance(inputs[0], list):
+        _check_token_ids(inputs, spec.vocab_size)
+
+
+def check_head(kind: JobKind, spec: ModelSpec) -> None:
+    """Return if the version has the trained head that jobs of this kind need; an embedding needs none."""
+    if kind is not JobKind.EMBEDDING and spec.task != kind:
+        raise ModelCannot(
+            f"the model has no trained head for {kind}; it can do {spec.task} and embedding", param="model"
+        )
+
+
+def vector_width(options: EmbeddingOptions, spec: ModelSpec) -> int:
+    """Length of the vectors before cutting: a named pooling or another layer leaves the model's modules out."""
+    if options.pooling is None and options.layer == -1:
+        return spec.dimensions
+    modes = spec.pooling.modes if options.pooling is None else (options.pooling,)
+    return spec.hidden_size * len(modes)
+
+
+def estimate_tokens(inputs: Inputs, num_bytes: int, options: EmbeddingOptions, spec: ModelSpec) -> int:
+    """Tokens that the inputs will take, by the version's tokens a byte; token ids count themselves."""
+    if inputs and isinstance(inputs[0], list):
+        return sum(map(len, inputs))
+    estimate = int(num_bytes * spec.tokens_per_byte) + SPECIAL_TOKENS * len(inputs)
+    if options.long_text == "window":
+        return estimate
+    return min(estimate, len(inputs) * (options.max_length or spec.max_length))
+
+
+def _check_layer(layer: int, spec: ModelSpec, param: str) -> None:
+    if not -(spec.num_layers + 1) <= layer <= spec.num_layers:
+        raise InvalidPayload(
+            f"the model has {spec.num_layers} layers; give {-(spec.num_layers + 1)} to {spec.num_layers}", param=param
+        )
+
+
+def _check_lengths(options: EmbeddingOptions, spec: ModelSpec, path: str) -> None:
+    if options.max_length is not None and options.max_length > spec.max_length:
+        raise InvalidPayload(f"the model takes at most {spec.max_length} tokens", param=f"{path}max_length")
+    width = vector_width(options, spec)
+    if options.dimensions is not None and options.dimensions > width:
+        raise InvalidPayload(f"the vectors have {width} dimensions; ask for at most that", param=f"{path}dimensions")
+
+
+def _check_prompt(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, path: str) -> None:
+    if options.prompt_name is not None and options.prompt_name not in spec.prompts:
+        names = ", ".join(sorted(spec.prompts)) or "none"
+        raise InvalidPayload(
+            f"the model has no prompt {options.prompt_name!r}; it has {names}", param=f"{path}prompt_name"
+        )
+    if not inputs or not isinstance(inputs[0], list):
+        return
+    for name in ("prompt", "prompt_name", "input_type"):
+        if getattr(options, name) is not None:
+            raise InvalidPayload("token ids are taken as they come; a prompt needs texts", param=f"{path}{name}")
+
+
+def _check_token_ids(rows: Sequence[str | list[int]], vocab_size: int) -> None:
+    for i, row in enumerate(rows):
+        highest = max(row)
+        if isinstance(highest, int) and highest >= vocab_size:
+            raise InvalidPayload(
+                f"token id {highest} is outside the vocabulary of {vocab_size} tokens", param=f"input[{i}]"
+            )

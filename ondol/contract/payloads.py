@@ -1,0 +1,91 @@
+"""What may be asked: requests as pydantic models. Unknown fields are refused; NaN and infinity are no numbers here."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
+
+from ondol.contract.kinds import JobKind
+from ondol.contract.model_ref import NAME_PATTERN
+from ondol.contract.model_spec import PoolingMode
+from ondol.contract.states import Priority
+
+MAX_METADATA_BYTES = 16_384
+
+TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Truncate = Literal["right", "left", "error"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class EmbeddingOptions(_Strict):
+    """Options of an embedding; the defaults are the model's own where they say None."""
+
+    pooling: PoolingMode | None = None
+    layer: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = -1
+    normalize: bool = True
+    dimensions: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
+    prompt: Annotated[str, Field(max_length=10_000)] | None = None
+    prompt_name: Annotated[str, Field(max_length=128)] | None = None
+    input_type: Literal["query", "document"] | None = None
+    max_length: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    truncate: Truncate = "right"
+    long_text: Literal["truncate", "window"] = "truncate"
+    encoding: Literal["float", "base64"] = "float"
+    dtype: Dtype = "auto"
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> EmbeddingOptions:
+        given = [name for name in ("prompt", "prompt_name", "input_type") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+        return self
+
+
+class ImportOptions(_Strict):
+    """Options of an import: the name the model gets."""
+
+    name: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")]
+    convert_bin: bool = False
+
+
+class ImportInput(_Strict):
+    """Where the files are: a folder on the server, which only an administrator may name."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class JobRequest(_Strict):
+    """`POST /v1/jobs`: one job of any kind; `input` and `options` are checked by kind in `parse_job`."""
+
+    kind: JobKind
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    input: Any = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    priority: Priority = Priority.NORMAL
+    deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
+    not_before: Annotated[float, Field(ge=0, le=1e11)] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _small_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size_bytes = len(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as exc:
+            raise ValueError("metadata must be plain JSON without NaN or infinity") from exc
+        if size_bytes > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata has {size_bytes} bytes; at most {MAX_METADATA_BYTES} are kept")
+        return value
+
+
+class JobBatchRequest(_Strict):
+    """`POST /v1/jobs/batch`: up to 1,000 jobs, each with an outcome of its own."""
+
+    jobs: Annotated[list[Any], Field(min_length=1, max_length=1000)]

@@ -1,0 +1,120 @@
+"""The reconciler: the one acting leader repairs what was lost. Each repair is counted; all of them may run twice."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import structlog
+from redis.exceptions import RedisError
+
+from ondol.broker.connection import connect
+from ondol.broker.wake import WakeBus
+from ondol.contract.errors import DatabaseUnavailable
+from ondol.contract.ids import new_id
+from ondol.control.ringer import Ringer
+from ondol.sql.database import Database
+from ondol.sql.unit_of_work import UnitOfWork
+
+log = structlog.get_logger(__name__)
+
+LEADER = "reconciler"
+CANARY_KEY = "ondol:canary"
+_PURGE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilerLimits:
+    """How patient the reconciler is, in seconds."""
+
+    rung_unclaimed_s: float = 4.0
+    leader_lease_s: float = 6.0
+    idempotency_ttl_s: float = 86_400.0
+
+
+class Reconciler:
+    """`tick()` once a second or so, from one thread."""
+
+    def __init__(
+        self, *, database: Database, redis_url: str, ringer: Ringer, wake: WakeBus, limits: ReconcilerLimits
+    ) -> None:
+        self._database = database
+        self._redis = connect(redis_url)
+        self._ringer = ringer
+        self._wake = wake
+        self._limits = limits
+        self._holder = new_id("rec")
+        self._was_leader = False
+        self._purged_at = 0.0
+
+    def tick(self) -> bool:
+        """One round of repairs; False when another leads. DatabaseUnavailable if SQL is away."""
+        is_leader = self._database.write(self._lead)
+        if is_leader != self._was_leader:
+            log.info("reconciler.leads" if is_leader else "reconciler.follows", holder=self._holder)
+            self._was_leader = is_leader
+        if not is_leader:
+            return False
+        has_lost_messages = self._redis_lost_its_data()
+        moved = self._database.write(lambda uow: self._repair(uow, has_lost_messages=has_lost_messages))
+        self._wake.wake(moved)
+        if has_lost_messages:
+            self._set_canary()
+        self._ringer.ring()
+        return True
+
+    def close(self) -> None:
+        """Give the lead up."""
+        try:
+            self._database.write(lambda uow: uow.leaders.resign(LEADER, holder=self._holder))
+        except DatabaseUnavailable as exc:
+            log.warning("reconciler.not_resigned", reason=exc.message)
+        self._redis.close()
+
+    def _lead(self, uow: UnitOfWork) -> bool:
+        return uow.leaders.lead(LEADER, holder=self._holder, lease_s=self._limits.leader_lease_s)
+
+    def _repair(self, uow: UnitOfWork, *, has_lost_messages: bool) -> list[str]:
+        if not self._lead(uow):
+            return []
+        moved: list[str] = []
+        lapsed = uow.sessions.lapse()
+        for session_id, worker in lapsed:
+            taken = uow.attempts.take_back(session_id)
+            moved += taken
+            log.warning("repair.session_lapsed", session_id=session_id, worker=worker, num_jobs=len(taken))
+        late = uow.jobs.expire_deadlines()
+        moved += late
+        if has_lost_messages:
+            lost = uow.ringing.recall_unclaimed()
+        else:
+            lost = uow.ringing.recall_unclaimed(rung_before=uow.now - self._limits.rung_unclaimed_s)
+        orphans = uow.ringing.recall_orphans()
+        for kind, num in (
+            ("session_lapsed", len(lapsed)),
+            ("job_taken_back", len(moved) - len(late)),
+            ("deadline_exceeded", len(late)),
+            ("redis_data_lost" if has_lost_messages else "message_lost", lost),
+            ("message_orphaned", orphans),
+        ):
+            uow.leaders.count_repairs(kind, num)
+            if num:
+                log.warning("repair.counted", repair=kind, num=num)
+        if time.monotonic() - self._purged_at > _PURGE_EVERY_S:
+            self._purged_at = time.monotonic()
+            uow.idempotency.purge(older_than_s=self._limits.idempotency_ttl_s)
+        return moved
+
+    def _redis_lost_its_data(self) -> bool:
+        """Whether the canary is gone: then every message that nobody has claimed is gone too."""
+        try:
+            return not self._redis.exists(CANARY_KEY)
+        except (RedisError, OSError) as exc:
+            log.warning("reconciler.redis_unavailable", reason=str(exc)[:200])
+            return False
+
+    def _set_canary(self) -> None:
+        try:
+            self._redis.set(CANARY_KEY, self._holder)
+        except (RedisError, OSError) as exc:
+            log.warning("reconciler.canary_not_set", reason=str(exc)[:200])

@@ -1,0 +1,72 @@
+"""The reconciler's process: `python -m ondol.control.reconciler_main`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+import structlog
+
+from ondol.broker.publisher import Publisher
+from ondol.broker.wake import WakeBus
+from ondol.contract.errors import DatabaseUnavailable, OndolError
+from ondol.control.reconciler import Reconciler, ReconcilerLimits
+from ondol.control.ringer import Ringer
+from ondol.logs import configure_logging
+from ondol.settings import ReconcilerSettings, load_settings
+from ondol.sql.database import Database
+from ondol.sql.ringing import WindowLimits
+
+log = structlog.get_logger(__name__)
+
+
+def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> None:
+    """Tick until told to stop; an outage of SQL or Redis is waited out."""
+    redis_url = settings.resolved_redis_url()
+    database = Database(settings.resolved_database_url())
+    limits = WindowLimits(
+        messages=settings.window_messages,
+        bulk_messages=settings.window_bulk_messages,
+        message_jobs=settings.message_jobs,
+        message_tokens=settings.message_tokens,
+    )
+    ringer, wake = Ringer(database, Publisher(redis_url), limits), WakeBus(redis_url)
+    reconciler = Reconciler(
+        database=database,
+        redis_url=redis_url,
+        ringer=ringer,
+        wake=wake,
+        limits=ReconcilerLimits(rung_unclaimed_s=settings.rung_unclaimed_s, leader_lease_s=settings.leader_lease_s),
+    )
+    try:
+        while not stopping.is_set():
+            try:
+                reconciler.tick()
+            except DatabaseUnavailable as exc:
+                log.warning("reconciler.database_unavailable", reason=exc.message)
+            stopping.wait(settings.tick_s)
+    finally:
+        reconciler.close()
+        ringer.close()
+        wake.close()
+        database.close()
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; exit code 0."""
+    settings = load_settings(ReconcilerSettings)
+    configure_logging(level=settings.log_level, format=settings.log_format, process="reconciler")
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        run_reconciler(settings, stopping)
+    except OndolError as exc:
+        sys.stderr.write(f"reconciler: {exc.message}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

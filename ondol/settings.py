@@ -1,0 +1,271 @@
+"""What can be configured: one frozen class per process, read once in its composition root from `ONDOL_…` or `.env`.
+
+A unit stands in the name (`_s` seconds, `_mb` mebibytes, `_kb` kibibytes, `_gb` gibibytes). A bad value stops the
+start: `load_settings` turns it into one line and exit code 2. No default is a secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ondol.contract.errors import BrokerUnavailable
+
+PREFIX = "ONDOL_"
+EXIT_WRONG_USE = 2
+
+Seconds = Annotated[float, Field(gt=0)]
+DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda):[0-9]{1,2}$")]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["json", "console"]
+Auth = Literal["keys", "off"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "torch"]
+
+
+class _Settings(BaseSettings):
+    """How every class here is read: prefix, `.env`, frozen, empty values ignored."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+
+class CommonSettings(_Settings):
+    """What every process of one Ondol shares: where data, database, Redis and models are, and how it logs."""
+
+    data_dir: AbsolutePath = Field(
+        Path("ondol-data"), description="Folder of everything that Ondol keeps on this host."
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL (sqlite or postgresql+psycopg); default: SQLite in the data folder."
+    )
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey URL, a database of its own; default: the one that `ondol up` starts."
+    )
+    store_url: str | None = Field(
+        None, description="fsspec URL of the model store; default: the folder `store` in the data folder."
+    )
+    allow_hub: bool = Field(False, description="Whether models may be imported by hub id; off means no download, ever.")
+    log_level: LogLevel = Field("info", description="Least severe event that is logged.")
+    log_format: LogFormat = Field("console", description="Lines for machines (json) or for people (console).")
+    lease_s: Seconds = Field(6.0, ge=2, le=600, description="How long a worker session is believed without renewal.")
+    renew_s: Seconds = Field(2.0, ge=0.2, le=300, description="How often a worker session is renewed.")
+
+    @model_validator(mode="after")
+    def _renewals_fit_the_lease(self) -> Self:
+        if self.renew_s * 2 > self.lease_s - 1:
+            raise ValueError("renew_s must leave room for two renewals and one second within lease_s")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of what lives as long as one `ondol up`: URLs, secrets, the lock."""
+        return self.data_dir / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of the rotated logs of the supervised processes."""
+        return self.data_dir / "log"
+
+    def resolved_database_url(self) -> str:
+        """The database URL, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'ondol.db'}"
+
+    def resolved_redis_url(self) -> str:
+        """The Redis URL, or the one `ondol up` left in the data folder; BrokerUnavailable if there is neither."""
+        if self.redis_url:
+            return self.redis_url
+        try:
+            return (self.run_dir / "redis.url").read_text().strip()
+        except FileNotFoundError as exc:
+            message = f"no Redis: set {PREFIX}REDIS_URL, or start `ondol up` on the data folder {self.data_dir}"
+            raise BrokerUnavailable(message) from exc
+
+    def resolved_store_url(self) -> str:
+        """The model store's URL, with the default filled in."""
+        return self.store_url or f"file://{self.data_dir / 'store'}"
+
+
+class WindowSettings(_Settings):
+    """How much is rung at once; the same for api, worker and reconciler, or they would disagree on what is full."""
+
+    window_messages: PositiveInt = Field(
+        4, le=64, description="Unfinished messages a device for each of the classes interactive and normal."
+    )
+    window_bulk_messages: PositiveInt = Field(2, le=64, description="Unfinished bulk messages or shards a device.")
+    message_jobs: PositiveInt = Field(64, le=1_000, description="Most jobs that one message names.")
+    message_tokens: PositiveInt = Field(
+        16_384, ge=256, le=1_048_576, description="Most estimated tokens that one message names; more becomes shards."
+    )
+
+
+class ApiSettings(CommonSettings, WindowSettings):
+    """The HTTP face."""
+
+    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address that the api binds.")
+    port: int = Field(8400, ge=0, le=65_535, description="Port that the api binds; 0 takes a free one.")
+    auth: Auth = Field("keys", description="Whether requests need an API key; `off` only on a loopback address.")
+    max_body_mb: PositiveInt = Field(32, le=4_096, description="Largest request body.")
+    max_text_kb: PositiveInt = Field(1_024, le=65_536, description="Largest single text, in UTF-8.")
+    max_inputs: PositiveInt = Field(100_000, le=10_000_000, description="Most inputs of one job.")
+    max_queued_jobs: PositiveInt = Field(
+        1_000_000, le=1_000_000_000, description="Waiting jobs at which new ones are refused with 429."
+    )
+    max_queued_tokens: PositiveInt = Field(
+        1_000_000_000, le=10**15, description="Waiting estimated tokens at which new jobs are refused with 429."
+    )
+    call_timeout_s: Seconds = Field(30.0, le=600, description="Longest that a call may take before it answers 503.")
+    max_wait_s: Seconds = Field(60.0, le=600, description="Longest `?wait=` of a long poll.")
+    idempotency_ttl_s: Seconds = Field(
+        86_400.0, ge=60, le=2_592_000, description="How long an Idempotency-Key is remembered."
+    )
+    device_for_calls: Literal["auto"] | DeviceName = Field(
+        "auto", description="Device that answers calls; auto: one that is warm for the model, else the least loaded."
+    )
+
+    @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> Self:
+        if self.auth == "off" and not is_loopback(self.host):
+            raise ValueError(f"auth off is accepted only on a loopback address, not on {self.host}")
+        return self
+
+
+class WorkerSettings(CommonSettings, WindowSettings):
+    """One worker and its device process."""
+
+    devices: str = Field(
+        "auto", max_length=200, description="Devices of this host: auto, cuda:0,cuda:1, or cpu:2x1 (two of one core)."
+    )
+    device: DeviceName = Field("cpu:0", description="The one device of this worker.")
+    cores: Annotated[tuple[int, ...] | None, NoDecode] = Field(
+        None, description="CPU cores this worker is pinned to, comma-separated; default: all that it may use."
+    )
+    threads: PositiveInt | None = Field(
+        None, le=256, description="Compute threads of the device process; default: one a core."
+    )
+    dtype: Dtype = Field("auto", description="Number format of the weights; auto: the fastest that is faithful.")
+    engine: Engine = Field("auto", description="What runs the model.")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), max_length=64, description="Model references that are loaded and kept warm from the start, comma-separated."
+    )
+    max_batch_tokens: PositiveInt | None = Field(
+        None, ge=16, le=1_048_576, description="Tokens a forward pass; default: 1024 on a CPU, 16384 on a GPU."
+    )
+    device_memory_mb: PositiveInt | None = Field(
+        None, ge=64, description="Memory for warm models; default: measured on the device."
+    )
+    handler_threads: PositiveInt = Field(64, ge=4, le=512, description="Messages that a worker handles at a time.")
+    grace_s: Seconds = Field(10.0, le=600, description="Time to hand work back after SIGTERM.")
+    cache_max_gb: Annotated[float, Field(gt=0, le=100_000)] = Field(
+        20.0, description="Most that the local cache of model files keeps."
+    )
+    forward_limit_s: Seconds = Field(
+        120.0, ge=1, le=3_600, description="Longest forward pass before the device process is replaced."
+    )
+    max_attempts: PositiveInt = Field(5, le=100, description="Attempts of a job whose errors may be tried again.")
+
+    @field_validator("cores", mode="before")
+    @classmethod
+    def _cores_by_comma(cls, value: object) -> object:
+        return split_by_comma(value)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models_by_comma(cls, value: object) -> object:
+        return split_by_comma(value)
+
+    @model_validator(mode="after")
+    def _every_window_has_threads(self) -> Self:
+        # The windows of all classes together must be smaller than the pool, or a full class would starve the others.
+        needed = 2 * self.window_messages + self.window_bulk_messages
+        if needed >= self.handler_threads:
+            raise ValueError(f"handler_threads must be over {needed}, the windows of all classes together")
+        return self
+
+    def resolved_max_batch_tokens(self) -> int:
+        """Tokens a forward pass, with the default of the kind of device filled in."""
+        return self.max_batch_tokens or (16_384 if self.device.startswith("cuda:") else 1_024)
+
+
+class ReconcilerSettings(CommonSettings, WindowSettings):
+    """The process that repairs: rings again what was lost, takes back what a lapsed session held."""
+
+    tick_s: Seconds = Field(1.0, ge=0.1, le=60, description="How often the reconciler looks.")
+    rung_unclaimed_s: Seconds = Field(
+        4.0, ge=1, le=600, description="Age at which a job that was rung and not claimed is rung again."
+    )
+    leader_lease_s: Seconds = Field(
+        6.0, ge=2, le=600, description="How long the one acting reconciler is believed without renewal."
+    )
+
+
+class UpSettings(ApiSettings):
+    """`ondol up`: what it passes on to the api, and what it decides itself."""
+
+    devices: str = Field(
+        "auto", max_length=200, description="Devices of this host: auto, cuda:0,cuda:1, or cpu:2x1 (two of one core)."
+    )
+    ready_limit_s: Seconds = Field(120.0, ge=5, le=3_600, description="Longest wait for the api to become ready.")
+    stop_limit_s: Seconds = Field(
+        14.0, ge=5, le=600, description="Time for all processes to stop before the rest is ended by SIGKILL."
+    )
+    api_key: SecretStr | None = Field(None, description="Key that `up` sends when it imports the default model.")
+    import_default_model: bool = Field(
+        True, description="Whether an empty model store gets the default model, if its weights package is installed."
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=_Settings)
+
+
+def load_settings(settings_class: type[SettingsT], /, **overrides: object) -> SettingsT:
+    """The settings from the environment and `.env`; `overrides` (command-line options; None = not given) win.
+
+    A bad value ends the process with one line on stderr and exit code 2 (SystemExit).
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return settings_class(**given)  # type: ignore[arg-type]  # pydantic checks what the command line gave
+    except ValidationError as exc:
+        sys.stderr.write(settings_error_line(exc) + "\n")
+        raise SystemExit(EXIT_WRONG_USE) from None
+
+
+def settings_error_line(error: ValidationError) -> str:
+    """The whole error in one line that names each variable and never repeats its value, which may be a secret."""
+    parts = []
+    for item in error.errors(include_url=False, include_input=False):
+        message = " ".join(item["msg"].removeprefix("Value error, ").split())
+        name = str(item["loc"][0]) if item["loc"] else ""
+        parts.append(f"{PREFIX}{name.upper()}: {message}" if name else message)
+    return "bad setting: " + "; ".join(dict.fromkeys(parts))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address is reachable from this host only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_by_comma(value: object) -> object:
+    """A comma-separated string as a list of its non-empty parts; anything else unchanged."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value

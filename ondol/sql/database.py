@@ -1,0 +1,240 @@
+"""A database, SQLite or PostgreSQL: reads in short transactions, writes through one grouping writer a process.
+
+The writer takes all units of work that wait and runs them in one transaction (a savepoint each), so a hundred callers
+pay for one commit. SQLite: every writing transaction begins IMMEDIATE, WAL, `synchronous=FULL`.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from ondol.contract.errors import DatabaseUnavailable
+from ondol.sql.unit_of_work import UnitOfWork
+
+T = TypeVar("T")
+Work = Callable[[UnitOfWork], T]
+
+MAX_GROUP = 128
+_RETRY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_PG_RETRYABLE = {"40001", "40P01", "55P03"}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Item:
+    work: Work[Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Database:
+    """One process's access to the database. Thread-safe; `close()` waits for the writer.
+
+    Every library error leaves as DatabaseUnavailable (a retry can help) or as what it is (our mistake).
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        self.url = url
+        self.is_sqlite = url.startswith("sqlite")
+        self._read_engine = _make_engine(url, pool_size=pool_size, is_writer=False)
+        self._write_engine = _make_engine(url, pool_size=2, is_writer=True) if self.is_sqlite else self._read_engine
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._closed = False
+        self._writer = threading.Thread(target=self._write_loop, name="sql-writer", daemon=True)
+        self._writer.start()
+
+    def read(self, work: Work[T]) -> T:
+        """What `work` returns, run in a read transaction of its own on the calling thread."""
+        try:
+            with self._read_engine.begin() as conn:
+                return work(UnitOfWork(conn, is_sqlite=self.is_sqlite))
+        except DBAPIError as exc:
+            raise _translate(exc) from exc
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """Hand `work` to the writer; the future is done after the commit. `work` may run more than once."""
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        item = _Item(work)
+        self._queue.put(item)
+        return item.future
+
+    def write(self, work: Work[T]) -> T:
+        """What `work` returned, once it is committed; blocks."""
+        return self.submit(work).result()
+
+    def ping(self) -> None:
+        """Return if the database answers, else DatabaseUnavailable."""
+        self.read(lambda uow: uow.conn.execute(sa.text("SELECT 1")).scalar())
+
+    def close(self) -> None:
+        """Finish the writes that were handed over, then let go of all connections."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._writer.join(timeout=30)
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+    def _write_loop(self) -> None:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            group, is_last = [item], False
+            while len(group) < MAX_GROUP:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    is_last = True
+                    break
+                group.append(following)
+            self._run_group(group)
+            if is_last:
+                return
+
+    def _run_group(self, group: Sequence[_Item], *, is_retry: bool = False) -> None:
+        for pause_s in (*_RETRY_PAUSES_S, None):
+            try:
+                outcomes, hooks = self._attempt(group, is_retry=is_retry)
+            except DBAPIError as exc:
+                is_retry = True
+                if pause_s is not None and _may_retry(exc):
+                    threading.Event().wait(pause_s)
+                    continue
+                if len(group) > 1 and not _is_unavailable(exc):
+                    for item in group:
+                        self._run_group([item], is_retry=True)
+                    return
+                _fail_all(group, _translate(exc))
+                return
+            except Exception as exc:  # noqa: BLE001 - the writer's edge: every waiting caller is answered
+                _fail_all(group, exc)
+                return
+            _answer(group, outcomes, hooks)
+            return
+
+    def _attempt(
+        self, group: Sequence[_Item], *, is_retry: bool
+    ) -> tuple[list[tuple[Any, Exception | None]], list[Callable[[], None]]]:
+        outcomes: list[tuple[Any, Exception | None]] = []
+        hooks: list[Callable[[], None]] = []
+        with self._write_engine.begin() as conn:
+            for item in group:
+                uow = UnitOfWork(conn, is_sqlite=self.is_sqlite, is_retry=is_retry)
+                try:
+                    value = self._run_one(conn, item, uow, is_single=len(group) == 1)
+                except DBAPIError as exc:
+                    if _may_retry(exc) or _is_unavailable(exc):
+                        raise
+                    if len(group) == 1:
+                        raise
+                    outcomes.append((None, exc))
+                    continue
+                except Exception as exc:  # noqa: BLE001 - one unit's error is its caller's, not the group's
+                    outcomes.append((None, exc))
+                    continue
+                outcomes.append((value, None))
+                hooks.extend(uow.hooks)
+        return outcomes, hooks
+
+    @staticmethod
+    def _run_one(conn: Connection, item: _Item, uow: UnitOfWork, *, is_single: bool) -> Any:
+        if is_single:
+            savepoint = conn.begin_nested()
+            try:
+                value = item.work(uow)
+            except DBAPIError:
+                raise
+            except Exception:
+                savepoint.rollback()
+                raise
+            savepoint.commit()
+            return value
+        with conn.begin_nested():
+            return item.work(uow)
+
+
+def _answer(
+    group: Sequence[_Item], outcomes: Sequence[tuple[Any, Exception | None]], hooks: Sequence[Callable[[], None]]
+) -> None:
+    for hook in hooks:
+        try:
+            hook()
+        except Exception:  # a hook is a hint sent after the commit; its failure must not undo an answer
+            log.exception("sql.hook_failed")
+    for item, (value, error) in zip(group, outcomes, strict=True):
+        with suppress(Exception):  # the caller may have cancelled its future
+            if error is None:
+                item.future.set_result(value)
+            else:
+                item.future.set_exception(error)
+
+
+def _fail_all(group: Sequence[_Item], error: Exception) -> None:
+    for item in group:
+        if not item.future.done():
+            item.future.set_exception(error)
+
+
+def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
+    options: dict[str, Any] = {"json_serializer": _dump_json, "pool_pre_ping": not url.startswith("sqlite")}
+    if url.startswith("sqlite"):
+        options |= {"connect_args": {"timeout": 30, "check_same_thread": False}, "pool_size": pool_size}
+        engine = sa.create_engine(url, poolclass=sa.pool.QueuePool, **options)
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_immediate if is_writer else _begin_deferred)
+        return engine
+    options |= {"connect_args": {"connect_timeout": 5}, "pool_size": pool_size, "max_overflow": 4, "pool_timeout": 10}
+    return sa.create_engine(url, **options)
+
+
+def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        dbapi_connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_immediate(conn: Connection) -> None:
+    conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_deferred(conn: Connection) -> None:
+    conn.exec_driver_sql("BEGIN")
+
+
+def _dump_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _may_retry(exc: DBAPIError) -> bool:
+    if exc.connection_invalidated:
+        return True
+    if getattr(exc.orig, "sqlstate", None) in _PG_RETRYABLE:
+        return True
+    return "database is locked" in str(exc.orig)
+
+
+def _is_unavailable(exc: DBAPIError) -> bool:
+    return exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError)
+
+
+def _translate(exc: DBAPIError) -> Exception:
+    if _is_unavailable(exc):
+        return DatabaseUnavailable(f"the database does not answer: {str(exc.orig).splitlines()[0][:200]}")
+    return exc

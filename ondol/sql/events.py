@@ -1,0 +1,66 @@
+"""Events, keyed (job, seq): seq comes from the job row in the statement that moves the job, so there are no gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from ondol.contract.states import JobState, Reason
+from ondol.sql.records import EventRecord
+from ondol.sql.tables import events, jobs
+
+if TYPE_CHECKING:
+    from ondol.sql.unit_of_work import UnitOfWork
+
+
+class EventRepository:
+    """Appending and reading events."""
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+        self._conn = uow.conn
+
+    def add_states(
+        self,
+        jobs_and_seqs: Sequence[tuple[str, int]],
+        *,
+        after: JobState,
+        reason: Reason,
+        before: JobState | None = None,
+        attempt: int | Sequence[int] | None = None,
+        worker: str | None = None,
+    ) -> None:
+        """One state event a job; `attempt` is one number for all or one a job."""
+        if not jobs_and_seqs:
+            return
+        rows = []
+        for i, (job_id, seq) in enumerate(jobs_and_seqs):
+            data: dict[str, Any] = {"from": before, "to": after, "reason": reason}
+            data["attempt"] = attempt[i] if isinstance(attempt, Sequence) else attempt
+            data["worker"] = worker
+            rows.append({"job_id": job_id, "seq": seq, "created_at": self._uow.now, "type": "state", "data": data})
+        self._conn.execute(sa.insert(events), rows)
+
+    def append(self, job_id: str, *, attempt: int, type: str, data: dict[str, Any]) -> int | None:
+        """Append an event of the running attempt; its seq, or None when the attempt is stale."""
+        statement = (
+            sa.update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == JobState.RUNNING)
+            .values(event_seq=jobs.c.event_seq + 1)
+            .returning(jobs.c.event_seq)
+        )
+        seq = self._conn.execute(statement).scalar()
+        if seq is None:
+            return None
+        row = {"job_id": job_id, "seq": seq, "created_at": self._uow.now, "type": type, "data": data}
+        self._conn.execute(sa.insert(events), [row])
+        return int(seq)
+
+    def after(self, job_id: str, seq: int, *, limit: int = 500) -> list[EventRecord]:
+        """The job's events behind `seq`, in order."""
+        query = (
+            sa.select(events).where(events.c.job_id == job_id, events.c.seq > seq).order_by(events.c.seq).limit(limit)
+        )
+        return [EventRecord(r.job_id, r.seq, r.created_at, r.type, r.data) for r in self._conn.execute(query)]

@@ -1,0 +1,93 @@
+"""Projects and API keys. Only SHA-256 digests of keys are stored: they are random, so nothing slower is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from ondol.contract.errors import NotFound
+from ondol.contract.ids import new_id
+from ondol.sql.records import KeyRecord
+from ondol.sql.tables import api_keys, projects
+
+if TYPE_CHECKING:
+    from ondol.sql.unit_of_work import UnitOfWork
+
+DEFAULT_PROJECT = "default"
+
+
+class KeyRepository:
+    """Who may call, and for which project."""
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+        self._conn = uow.conn
+
+    def project_id(self, name: str = DEFAULT_PROJECT) -> str | None:
+        """The id of the project with this name, if there is one."""
+        found = self._conn.execute(sa.select(projects.c.id).where(projects.c.name == name)).scalar()
+        return None if found is None else str(found)
+
+    def ensure_project(self, name: str = DEFAULT_PROJECT) -> str:
+        """The id of the project with this name, made if need be."""
+        known = self.project_id(name)
+        if known is not None:
+            return known
+        made = new_id("prj")
+        self._conn.execute(sa.insert(projects), [{"id": made, "name": name, "created_at": self._uow.now}])
+        return made
+
+    def create(self, *, project: str, name: str, is_admin: bool) -> tuple[KeyRecord, str]:
+        """A new key and its secret, which is shown once and never stored."""
+        project_id = self.ensure_project(project)
+        secret = "ondol_" + secrets.token_urlsafe(32)
+        key_id = new_id("key")
+        now = self._uow.now
+        row = {"id": key_id, "project_id": project_id, "name": name, "key_hash": digest(secret), "is_admin": is_admin}
+        self._conn.execute(sa.insert(api_keys), [row | {"created_at": now}])
+        return KeyRecord(key_id, project_id, project, name, is_admin, now, None), secret
+
+    def find(self, secret: str) -> KeyRecord | None:
+        """The valid key with this secret, if there is one."""
+        row = self._conn.execute(
+            _query().where(api_keys.c.key_hash == digest(secret), api_keys.c.revoked_at.is_(None))
+        ).one_or_none()
+        return None if row is None else _record(row)
+
+    def list_all(self) -> list[KeyRecord]:
+        """All keys, oldest first, revoked ones too."""
+        return [_record(row) for row in self._conn.execute(_query().order_by(api_keys.c.id))]
+
+    def revoke(self, key_id: str) -> None:
+        """Revoke the key for good; NotFound if there is no such key."""
+        statement = (
+            sa.update(api_keys)
+            .where(api_keys.c.id == key_id)
+            .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, self._uow.now))
+        )
+        if self._conn.execute(statement).rowcount == 0:
+            raise NotFound(f"there is no key {key_id[:80]!r}; `ondol keys ls` lists them")
+
+    def has_keys(self) -> bool:
+        """Whether a valid key exists."""
+        query = sa.select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None)).limit(1)
+        return self._conn.execute(query).scalar() is not None
+
+
+def digest(secret: str) -> str:
+    """The form in which a key is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _query() -> sa.Select[Any]:
+    return sa.select(api_keys, projects.c.name.label("project")).select_from(
+        api_keys.join(projects, api_keys.c.project_id == projects.c.id)
+    )
+
+
+def _record(row: Row[Any]) -> KeyRecord:
+    return KeyRecord(row.id, row.project_id, row.project, row.name, row.is_admin, row.created_at, row.revoked_at)

@@ -1,0 +1,1 @@
+"""Alembic migrations, run by `ondol db upgrade` and by `ondol up`."""

@@ -1,0 +1,203 @@
+"""What the repositories take and give: frozen dataclasses, no rows and no connections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondol.contract.kinds import JobKind
+from ondol.contract.states import JobState, Priority
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A validated job about to be recorded. `payload` is the input as UTF-8 JSON."""
+
+    id: str
+    project_id: str
+    kind: JobKind
+    priority: Priority
+    payload: bytes
+    options: JsonObject
+    num_inputs: int
+    estimated_tokens: int
+    version_id: str | None = None
+    model_ref: str | None = None
+    metadata: JsonObject = field(default_factory=dict)
+    run_after: float | None = None
+    deadline_s: float | None = None
+    task_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as the outside sees it, with its latest attempt."""
+
+    id: str
+    project_id: str
+    kind: JobKind
+    state: JobState
+    priority: Priority
+    model_ref: str | None
+    metadata: JsonObject
+    num_inputs: int
+    num_done: int
+    created_at: float
+    run_after: float
+    deadline_at: float | None
+    started_at: float | None
+    finished_at: float | None
+    attempt: int
+    worker: str | None
+    tokens: int | None
+    timings: JsonObject | None
+    error: JsonObject | None
+    event_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that this session runs now, as attempt `attempt`."""
+
+    id: str
+    attempt: int
+    project_id: str
+    kind: JobKind
+    priority: Priority
+    version_id: str | None
+    model_ref: str | None
+    options: JsonObject
+    payload: bytes
+    num_inputs: int
+    is_alone: bool
+    num_losses: int
+    created_at: float
+    claimed_at: float
+    deadline_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished attempt with its result. `data` and `blob_path` exclude each other."""
+
+    job_id: str
+    attempt: int
+    summary: JsonObject
+    sha256: str
+    size_bytes: int
+    tokens: int
+    timings: JsonObject
+    data: bytes | None = None
+    blob_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that ended without a result. `retry_after_s` set: queue the job again after so long."""
+
+    job_id: str
+    attempt: int
+    error: JsonObject
+    retry_after_s: float | None = None
+    num_losses: int = 0
+    timings: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One event of a job."""
+
+    job_id: str
+    seq: int
+    created_at: float
+    type: str
+    data: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
+    """A stored result: `summary` describes `data` (or the blob) as `docs/architecture.md` says."""
+
+    job_id: str
+    attempt: int
+    summary: JsonObject
+    sha256: str
+    size_bytes: int
+    data: bytes | None
+    blob_path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A worker session whose lease runs."""
+
+    id: str
+    worker: str
+    device: str
+    device_kind: str
+    is_ready: bool
+    warm: tuple[str, ...]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RungMessage:
+    """A message to publish after the commit: which jobs, to which worker's queue of which class."""
+
+    id: str
+    worker: str
+    priority: Priority
+    kind: JobKind
+    jobs: tuple[tuple[str, int], ...]
+    """(job id, attempt at ring time) of each job."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A published model version."""
+
+    id: str
+    model_id: str
+    project_id: str
+    name: str
+    number: int
+    task: str
+    manifest_digest: str
+    size_bytes: int
+    spec: JsonObject
+    aliases: tuple[str, ...]
+    job_id: str | None
+    lineage: JsonObject
+    created_at: float
+
+    @property
+    def ref(self) -> str:
+        """The frozen reference, `name:3`."""
+        return f"{self.name}:{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeRecord:
+    """What `dtype: auto` means for a version's files on a kind of device."""
+
+    manifest_digest: str
+    device_kind: str
+    engine: str
+    dtype: str
+    fidelity: JsonObject
+    is_packed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key without its secret."""
+
+    id: str
+    project_id: str
+    project: str
+    name: str
+    is_admin: bool
+    created_at: float
+    revoked_at: float | None

@@ -1,0 +1,28 @@
+"""Stored results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from ondol.sql.records import ResultRecord
+from ondol.sql.tables import results
+
+if TYPE_CHECKING:
+    from ondol.sql.unit_of_work import UnitOfWork
+
+
+class ResultRepository:
+    """Reading results; they are written with the state they belong to (`AttemptRepository.complete`)."""
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._conn = uow.conn
+
+    def get(self, job_id: str) -> ResultRecord | None:
+        """The job's result, if it has one."""
+        row = self._conn.execute(sa.select(results).where(results.c.job_id == job_id)).one_or_none()
+        if row is None:
+            return None
+        data = bytes(row.data) if row.data is not None else None
+        return ResultRecord(row.job_id, row.attempt, row.summary, row.sha256, row.size_bytes, data, row.blob_path)

@@ -1,0 +1,102 @@
+"""Worker sessions: rows with a lease by the database's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from ondol.contract.ids import new_id
+from ondol.sql.records import SessionRecord
+from ondol.sql.tables import sessions
+
+if TYPE_CHECKING:
+    from ondol.sql.unit_of_work import UnitOfWork
+
+
+class SessionRepository:
+    """Opening, renewing, ending and lapsing sessions."""
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+        self._conn = uow.conn
+
+    def open(self, *, worker: str, device: str, device_kind: str, host: str, pid: int, lease_s: float) -> str:
+        """Open a session and answer its id. Sessions that this worker name had before end here, their jobs go back."""
+        now = self._uow.now
+        earlier = sa.select(sessions.c.id).where(sessions.c.worker == worker, sessions.c.ended_at.is_(None))
+        for row in self._conn.execute(earlier).all():
+            self._uow.attempts.take_back(row.id)
+            self.end(row.id, reason="superseded")
+        session_id = new_id("ses")
+        self._conn.execute(
+            sa.insert(sessions),
+            [
+                {
+                    "id": session_id,
+                    "worker": worker,
+                    "device": device,
+                    "device_kind": device_kind,
+                    "roles": "infer",
+                    "host": host,
+                    "pid": pid,
+                    "is_ready": False,
+                    "started_at": now,
+                    "renewed_at": now,
+                    "expires_at": now + lease_s,
+                    "warm": [],
+                }
+            ],
+        )
+        return session_id
+
+    def renew(self, session_id: str, *, lease_s: float, is_ready: bool, warm: Sequence[str]) -> bool:
+        """Extend the lease; False when the session has ended or lapsed: nothing may be written under it any more."""
+        now = self._uow.now
+        statement = (
+            sa.update(sessions)
+            .where(sessions.c.id == session_id, sessions.c.ended_at.is_(None), sessions.c.expires_at > now)
+            .values(renewed_at=now, expires_at=now + lease_s, is_ready=is_ready, warm=list(warm))
+        )
+        return self._conn.execute(statement).rowcount == 1
+
+    def end(self, session_id: str, *, reason: str) -> None:
+        """End the session; its jobs must have been handed back or taken back."""
+        self._conn.execute(
+            sa.update(sessions)
+            .where(sessions.c.id == session_id, sessions.c.ended_at.is_(None))
+            .values(ended_at=self._uow.now, end_reason=reason, is_ready=False)
+        )
+
+    def lapse(self) -> list[tuple[str, str]]:
+        """End all sessions whose lease ran out; (session id, worker) of each. Take their jobs back next."""
+        statement = (
+            sa.update(sessions)
+            .where(sessions.c.ended_at.is_(None), sessions.c.expires_at <= self._uow.now)
+            .values(ended_at=self._uow.now, end_reason="lapsed", is_ready=False)
+            .returning(sessions.c.id, sessions.c.worker)
+        )
+        return [(row.id, row.worker) for row in self._conn.execute(statement)]
+
+    def open_sessions(self) -> list[SessionRecord]:
+        """All sessions whose lease runs."""
+        query = (
+            sa.select(sessions)
+            .where(sessions.c.ended_at.is_(None), sessions.c.expires_at > self._uow.now)
+            .order_by(sessions.c.worker)
+        )
+        return [_record(row) for row in self._conn.execute(query)]
+
+
+def _record(row: Row[Any]) -> SessionRecord:
+    return SessionRecord(
+        id=row.id,
+        worker=row.worker,
+        device=row.device,
+        device_kind=row.device_kind,
+        is_ready=row.is_ready,
+        warm=tuple(row.warm),
+        expires_at=row.expires_at,
+    )

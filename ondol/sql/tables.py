@@ -1,0 +1,316 @@
+"""All tables of Ondol, the same on SQLite and PostgreSQL.
+
+Times are UTC seconds since the epoch as double floats, by the database's clock (`docs/decisions/0003`). JSON columns
+are `json`, not `jsonb`, because texts may hold U+0000. Inputs and results live beside the hot `jobs` rows.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Id = sa.String(64)
+_Time: sa.Double[float] = sa.Double()
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.String(96), nullable=False, unique=True),
+    sa.Column("created_at", _Time, nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("name", sa.String(96), nullable=False),
+    sa.Column("key_hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("is_admin", sa.Boolean, nullable=False, default=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("revoked_at", _Time),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("priority", sa.String(16), nullable=False),
+    sa.Column("version_id", _Id),
+    sa.Column("model_ref", sa.String(128)),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("job_metadata", sa.JSON, nullable=False),
+    sa.Column("num_inputs", sa.Integer, nullable=False),
+    sa.Column("num_done", sa.Integer, nullable=False, default=0),
+    sa.Column("estimated_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("run_after", _Time, nullable=False),
+    sa.Column("deadline_at", _Time),
+    sa.Column("started_at", _Time),
+    sa.Column("finished_at", _Time),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("num_retries", sa.Integer, nullable=False, default=0),
+    sa.Column("num_lapses", sa.Integer, nullable=False, default=0),
+    sa.Column("num_losses", sa.Integer, nullable=False, default=0),
+    sa.Column("is_alone", sa.Boolean, nullable=False, default=False),
+    sa.Column("message_id", _Id),
+    sa.Column("session_id", _Id),
+    sa.Column("event_seq", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("is_call", sa.Boolean, nullable=False, default=False),
+    sa.Column("task_id", sa.String(128)),
+    sa.Column("is_sharded", sa.Boolean, nullable=False, default=False),
+)
+sa.Index(
+    "ix_jobs_waiting",
+    jobs.c.priority,
+    jobs.c.id,
+    postgresql_where=sa.text("state = 'queued' AND message_id IS NULL"),
+    sqlite_where=sa.text("state = 'queued' AND message_id IS NULL"),
+)
+sa.Index(
+    "ix_jobs_message",
+    jobs.c.message_id,
+    postgresql_where=sa.text("message_id IS NOT NULL"),
+    sqlite_where=sa.text("message_id IS NOT NULL"),
+)
+sa.Index(
+    "ix_jobs_session",
+    jobs.c.session_id,
+    postgresql_where=sa.text("session_id IS NOT NULL"),
+    sqlite_where=sa.text("session_id IS NOT NULL"),
+)
+sa.Index(
+    "ix_jobs_deadline",
+    jobs.c.deadline_at,
+    postgresql_where=sa.text("deadline_at IS NOT NULL AND state = 'queued'"),
+    sqlite_where=sa.text("deadline_at IS NOT NULL AND state = 'queued'"),
+)
+sa.Index("ix_jobs_project", jobs.c.project_id, jobs.c.id)
+
+job_inputs = sa.Table(
+    "job_inputs",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+
+shards = sa.Table(
+    "shards",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("first_input", sa.Integer, nullable=False),
+    sa.Column("num_inputs", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("num_lapses", sa.Integer, nullable=False, default=0),
+    sa.Column("num_losses", sa.Integer, nullable=False, default=0),
+    sa.Column("message_id", _Id),
+    sa.Column("session_id", _Id),
+    sa.Column("input_digest", sa.String(64)),
+    sa.Column("blob_digest", sa.String(64)),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("session_id", _Id, nullable=False),
+    sa.Column("worker", sa.String(128), nullable=False),
+    sa.Column("started_at", _Time, nullable=False),
+    sa.Column("finished_at", _Time),
+    sa.Column("outcome", sa.String(24)),
+    sa.Column("tokens", sa.Integer),
+    sa.Column("timings", sa.JSON(none_as_null=True)),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("summary", sa.JSON, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("data", sa.LargeBinary),
+    sa.Column("blob_path", sa.String(256)),
+    sa.Column("sha256", sa.String(64), nullable=False),
+)
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("filename", sa.String(512), nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("expires_at", _Time),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("worker", sa.String(128), nullable=False),
+    sa.Column("device", sa.String(16), nullable=False),
+    sa.Column("device_kind", sa.String(32), nullable=False),
+    sa.Column("roles", sa.String(32), nullable=False, default="infer"),
+    sa.Column("host", sa.String(128), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("is_ready", sa.Boolean, nullable=False, default=False),
+    sa.Column("started_at", _Time, nullable=False),
+    sa.Column("renewed_at", _Time, nullable=False),
+    sa.Column("expires_at", _Time, nullable=False),
+    sa.Column("ended_at", _Time),
+    sa.Column("end_reason", sa.String(24)),
+    sa.Column("warm", sa.JSON, nullable=False),
+)
+sa.Index(
+    "ix_sessions_open",
+    sessions.c.expires_at,
+    postgresql_where=sa.text("ended_at IS NULL"),
+    sqlite_where=sa.text("ended_at IS NULL"),
+)
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("worker", sa.String(128), nullable=False),
+    sa.Column("priority", sa.String(16), nullable=False),
+    sa.Column("num_jobs", sa.Integer, nullable=False),
+    sa.Column("rung_at", _Time, nullable=False),
+    sa.Column("claimed_at", _Time),
+    sa.Column("session_id", _Id),
+)
+sa.Index("ix_messages_window", messages.c.worker, messages.c.priority)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("name", sa.String(96), nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.UniqueConstraint("project_id", "name"),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("model_id", _Id, sa.ForeignKey("models.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("task", sa.String(32), nullable=False),
+    sa.Column("manifest_digest", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("base_version_id", _Id),
+    sa.Column("job_id", _Id),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("lineage", sa.JSON, nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("deleted_at", _Time),
+    sa.UniqueConstraint("model_id", "number"),
+)
+
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("model_id", _Id, sa.ForeignKey("models.id"), primary_key=True),
+    sa.Column("name", sa.String(96), primary_key=True),
+    sa.Column("version_id", _Id, sa.ForeignKey("versions.id"), nullable=False),
+    sa.Column("updated_at", _Time, nullable=False),
+)
+
+alias_history = sa.Table(
+    "alias_history",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("model_id", _Id, sa.ForeignKey("models.id"), nullable=False),
+    sa.Column("name", sa.String(96), nullable=False),
+    sa.Column("version_id", _Id),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("reason", sa.String(256), nullable=False),
+)
+
+version_dtypes = sa.Table(
+    "version_dtypes",
+    metadata,
+    sa.Column("manifest_digest", sa.String(64), primary_key=True),
+    sa.Column("device_kind", sa.String(32), primary_key=True),
+    sa.Column("engine", sa.String(16), nullable=False),
+    sa.Column("dtype", sa.String(16), nullable=False),
+    sa.Column("fidelity", sa.JSON, nullable=False),
+    sa.Column("is_packed", sa.Boolean, nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("project_id", _Id, primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("body_sha256", sa.String(64), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+)
+sa.Index("ix_idempotency_keys_created_at", idempotency_keys.c.created_at)
+
+leaders = sa.Table(
+    "leaders",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("holder", _Id, nullable=False),
+    sa.Column("term", sa.Integer, nullable=False),
+    sa.Column("expires_at", _Time, nullable=False),
+)
+
+repairs = sa.Table(
+    "repairs",
+    metadata,
+    sa.Column("kind", sa.String(32), primary_key=True),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", _Time, nullable=False),
+)
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("project_id", _Id, primary_key=True),
+    sa.Column("model_ref", sa.String(128), primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("num_calls", sa.BigInteger, nullable=False),
+    sa.Column("num_inputs", sa.BigInteger, nullable=False),
+    sa.Column("num_tokens", sa.BigInteger, nullable=False),
+)

@@ -1,0 +1,98 @@
+"""A unit of work: one transaction's view of the repositories, and what to do after its commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ondol.sql.attempts import AttemptRepository
+from ondol.sql.events import EventRepository
+from ondol.sql.idempotency import IdempotencyRepository
+from ondol.sql.jobs import JobRepository
+from ondol.sql.keys import KeyRepository
+from ondol.sql.leaders import LeaderRepository
+from ondol.sql.models import ModelRepository
+from ondol.sql.results import ResultRepository
+from ondol.sql.ringing import RingRepository
+from ondol.sql.sessions import SessionRepository
+from ondol.sql.usage import UsageRepository
+
+
+class UnitOfWork:
+    """Repositories over one connection. `is_retry`: an earlier try may have committed without our knowing."""
+
+    def __init__(self, conn: Connection, *, is_sqlite: bool, is_retry: bool = False) -> None:
+        self.conn = conn
+        self.is_sqlite = is_sqlite
+        self.is_retry = is_retry
+        self.hooks: list[Callable[[], None]] = []
+
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        """Call `hook` once the transaction is committed; it must not block and may be lost in a crash."""
+        self.hooks.append(hook)
+
+    @cached_property
+    def now(self) -> float:
+        """The database's clock, read once a transaction, in seconds since the epoch."""
+        if self.is_sqlite:
+            return time.time()  # the file is on a local disk: this machine's clock is the database's
+        return float(self.conn.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+
+    @cached_property
+    def jobs(self) -> JobRepository:
+        """Submitting, reading, cancelling and deleting jobs."""
+        return JobRepository(self)
+
+    @cached_property
+    def attempts(self) -> AttemptRepository:
+        """Claiming and ending attempts, fenced."""
+        return AttemptRepository(self)
+
+    @cached_property
+    def events(self) -> EventRepository:
+        """What happened to a job, keyed (job, seq)."""
+        return EventRepository(self)
+
+    @cached_property
+    def results(self) -> ResultRepository:
+        """Stored results."""
+        return ResultRepository(self)
+
+    @cached_property
+    def ringing(self) -> RingRepository:
+        """Windows and messages."""
+        return RingRepository(self)
+
+    @cached_property
+    def sessions(self) -> SessionRepository:
+        """Worker sessions and their leases."""
+        return SessionRepository(self)
+
+    @cached_property
+    def models(self) -> ModelRepository:
+        """Models, versions, aliases."""
+        return ModelRepository(self)
+
+    @cached_property
+    def keys(self) -> KeyRepository:
+        """Projects and API keys."""
+        return KeyRepository(self)
+
+    @cached_property
+    def idempotency(self) -> IdempotencyRepository:
+        """First answers by Idempotency-Key."""
+        return IdempotencyRepository(self)
+
+    @cached_property
+    def leaders(self) -> LeaderRepository:
+        """Leadership by lease, and the counters of repairs."""
+        return LeaderRepository(self)
+
+    @cached_property
+    def usage(self) -> UsageRepository:
+        """Tokens and inputs by project, model and day."""
+        return UsageRepository(self)

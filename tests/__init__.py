@@ -1,0 +1,1 @@
+"""Ondol's tests: folders name promises, markers name the cost."""

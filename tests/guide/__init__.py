@@ -1,0 +1,1 @@
+"""The happy path, one idea a test: read these as documentation."""

@@ -1,0 +1,68 @@
+"""One api process for this folder on SQLite; each test has a project of its own. Some tests start more."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from ondol.contract.states import JobState
+from ondol.sql.tables import jobs
+from tests.http.api_process import ApiProcess, Member
+from tests.http.peer_worker import PeerWorker
+from tests.servers import RedisServer
+
+_numbers = itertools.count(1)
+_CANCEL_LEFTOVERS = sa.update(jobs).where(jobs.c.state == JobState.QUEUED).values(state=JobState.CANCELLED)
+
+StartApi = Callable[..., ApiProcess]
+
+
+@pytest.fixture(scope="session")
+def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
+    """An api that needs keys, for all tests that do not change it."""
+    folder = tmp_path_factory.mktemp("api")
+    api = ApiProcess(folder, database_url=f"sqlite:///{folder / 'ondol.db'}", redis_url=redis_server.url)
+    api.start()
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def member(shared_api: ApiProcess) -> Iterator[Member]:
+    """Somebody with a project that holds the model `tiny`, and nothing else."""
+    made = shared_api.member()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def worker(shared_api: ApiProcess, redis_server: RedisServer) -> Iterator[PeerWorker]:
+    """A ready worker of the shared api."""
+    # What other tests left queued would be rung for this worker too.
+    shared_api.database.write(lambda uow: uow.conn.execute(_CANCEL_LEFTOVERS))
+    peer = PeerWorker(shared_api.database, redis_server.url, f"peer{next(_numbers)}@test")
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def start_api(tmp_path: Path, redis_server: RedisServer) -> Iterator[StartApi]:
+    """Starts an api of this test's own, on the database URL and with the settings given."""
+    started: list[ApiProcess] = []
+
+    def start(database_url: str, *, until_ready: bool = True, **settings: str) -> ApiProcess:
+        folder = tmp_path / f"api-{len(started)}"
+        folder.mkdir()
+        settings.setdefault("redis_url", redis_server.url)
+        api = ApiProcess(folder, database_url=database_url, **settings)
+        started.append(api)
+        api.start(until_ready=until_ready)
+        return api
+
+    yield start
+    for api in started:
+        api.close()

@@ -1,0 +1,158 @@
+"""The call loop: takes calls as fast as the batcher wants rows, and answers each when its last row is settled."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from ondol.broker.call_worker import CallTaker, ReplySender
+from ondol.broker.calls import CallReply, CallRequest, error_header, reply_header
+from ondol.contract.errors import DeadlineExceeded, InvalidPayload, NotReady, OndolError
+from ondol.contract.frames import pack_frame
+from ondol.contract.kinds import JobKind
+from ondol.contract.payloads import EmbeddingOptions
+from workers import embedding
+from workers.batcher import Batcher
+from workers.in_flight import InFlight
+from workers.model_library import ModelLibrary
+from workers.rows import Work
+
+log = structlog.get_logger(__name__)
+
+_TAKE_AT_MOST = 128
+_COLD_THREADS = 4
+
+
+class CallLoop:
+    """One thread takes; calls to models that are not here yet wait on a few threads of their own."""
+
+    def __init__(
+        self,
+        *,
+        taker: CallTaker,
+        replies: ReplySender,
+        library: ModelLibrary,
+        batcher: Batcher,
+        in_flight: InFlight,
+        max_open_tokens: int,
+    ) -> None:
+        self._taker = taker
+        self._replies = replies
+        self._library = library
+        self._batcher = batcher
+        self._in_flight = in_flight
+        self._max_open_tokens = max_open_tokens
+        self._open_tokens = 0
+        self._open_calls = 0
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._cold = ThreadPoolExecutor(_COLD_THREADS, thread_name_prefix="cold-call")
+        self._thread = threading.Thread(target=self._loop, name="call-loop", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take calls."""
+        self._thread.start()
+
+    def stop(self, *, limit_s: float) -> None:
+        """Take no more, wait for those that run, and refuse what still waits in the list, so that clients try again."""
+        self._stopping.set()
+        self._thread.join(timeout=limit_s)
+        with self._changed:
+            self._changed.wait_for(lambda: self._open_calls == 0, limit_s)
+        self._cold.shutdown(wait=False, cancel_futures=True)
+        for api_id, request in self._taker.take_waiting():
+            self._refuse(api_id, request, NotReady("the worker is stopping; try again"))
+        self._taker.close()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            if not self._has_room():
+                continue
+            works = []
+            for api_id, request in self._taker.take(_TAKE_AT_MOST):
+                if self._library.is_prepared(request.version_id, str(request.options.get("dtype", "auto"))):
+                    work = self._prepare(api_id, request)
+                    works += [work] if work is not None else []
+                else:
+                    self._cold.submit(self._run_cold, api_id, request)
+            self._batcher.add(works)
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._open_tokens < self._max_open_tokens, 0.5)
+
+    def _run_cold(self, api_id: str, request: CallRequest) -> None:
+        work = self._prepare(api_id, request)
+        if work is not None:
+            self._batcher.add([work])
+
+    def _prepare(self, api_id: str, request: CallRequest) -> Work | None:
+        """The call's work, registered and ready to be queued; None when it was answered already."""
+        taken_at = time.monotonic()
+        try:
+            if time.time() > request.deadline_at:
+                raise DeadlineExceeded("the deadline passed before the call was taken")
+            if request.kind is not JobKind.EMBEDDING:
+                raise InvalidPayload(f"calls of kind {request.kind} are not run here", param="kind")
+            task = embedding.prepare(
+                self._library,
+                work_id=request.id,
+                version_id=request.version_id,
+                options=EmbeddingOptions.model_validate(request.options),
+                inputs=request.inputs,
+                priority=request.priority,
+                deadline_at=request.deadline_at,
+            )
+        except OndolError as exc:
+            self._refuse(api_id, request, exc)
+            return None
+        except Exception as exc:  # the call's edge: whoever waits is answered
+            log.exception("call.crashed", call_id=request.id)
+            self._refuse(api_id, request, OndolError(f"internal error: {type(exc).__name__}"))
+            return None
+        if not task.work.rows:
+            self._reply(api_id, task, taken_at)
+            return None
+        task.work.on_done = lambda _: self._finish(api_id, task, taken_at)
+        self._in_flight.add([task.work])
+        with self._changed:
+            self._open_calls += 1
+            self._open_tokens += sum(task.tokenized.tokens)
+        return task.work
+
+    def _finish(self, api_id: str, task: embedding.EmbeddingTask, taken_at: float) -> None:
+        try:
+            self._reply(api_id, task, taken_at)
+        finally:
+            self._in_flight.remove([task.work])
+            with self._changed:
+                self._open_calls -= 1
+                self._open_tokens -= sum(task.tokenized.tokens)
+                self._changed.notify_all()
+
+    def _reply(self, api_id: str, task: embedding.EmbeddingTask, taken_at: float) -> None:
+        found = embedding.answer(task)
+        started_at = task.work.started_at or time.monotonic()
+        reply = CallReply(
+            vectors=found.vectors,
+            tokens=found.tokens,
+            truncated=found.truncated,
+            errors={i: error.as_dict() for i, error in found.errors.items()},
+            model=task.ref,
+            dtype=task.model.dtype,
+            engine="torch",
+            timings={
+                "queue_wait_s": max(0.0, started_at - taken_at - task.tokenize_s),
+                "tokenize_s": task.tokenize_s,
+                "forward_s": task.work.forward_s,
+                "load_s": task.work.load_s,
+            },
+        )
+        header, body = reply_header(task.work.id, reply)
+        self._replies.send(api_id, pack_frame(header, (body,)))
+
+    def _refuse(self, api_id: str, request: CallRequest, error: OndolError) -> None:
+        self._replies.send(api_id, pack_frame(error_header(request.id, error)))

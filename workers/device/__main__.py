@@ -1,0 +1,67 @@
+"""`python -m workers.device`: pin the process, then build the engine and serve the worker's socket until it closes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+
+import structlog
+
+from ondol.contract.frames import Header
+from workers.device.arguments import DeviceArguments, add_device_arguments, device_arguments
+from workers.device.engine import Engine
+from workers.device.lifeline import bind_to_parent, lead_process_group
+from workers.device.pinning import pin
+from workers.device.serve import serve
+
+
+def main(argv: list[str]) -> int:
+    """Serve until the worker closes the socket, then 0; an unusable device ends in a traceback and 1."""
+    parent_pid = os.getppid()
+    parser = argparse.ArgumentParser(prog="workers.device", description="Owns one device and its warm pool.")
+    add_device_arguments(parser)
+    arguments = device_arguments(parser.parse_args(argv))
+    bind_to_parent(parent_pid)
+    lead_process_group()
+    pin(arguments)
+    # Standard output may be anybody's pipe; logs go where the worker's go.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    with socket.socket(fileno=arguments.fd) as sock:
+        sock.set_inheritable(False)
+        engine, ready = _compose(arguments)
+        serve(sock, engine, ready)
+    return 0
+
+
+def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
+    """The engine, and what is said of it when it is ready; imports torch, so pinning must have happened."""
+    import torch
+
+    from workers.device.device_kinds import device_kind, native_dtypes
+    from workers.device.torch_engine import TorchEngine
+
+    torch.set_num_threads(arguments.threads)
+    torch.set_num_interop_threads(1)
+    # The one GPU that is visible is number 0 in here, whatever it is on the host.
+    device = torch.device("cpu") if arguments.cuda_index is None else torch.device("cuda", 0)
+    engine = TorchEngine(device, memory_bytes=arguments.memory_bytes, batch_tokens=arguments.batch_tokens)
+    ready: Header = {
+        "device": arguments.device,
+        "device_kind": device_kind(device),
+        "pid": os.getpid(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": arguments.memory_bytes,
+        "dtypes": list(native_dtypes(device)),
+    }
+    return engine, ready
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,184 @@
+"""The real engine: a warm pool of models on one device, run by torch. All calls come from one thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import structlog
+import torch
+
+from ondol.contract.errors import OutOfDeviceMemory
+from ondol.contract.model_spec import PoolingMode
+from workers.device.checks import LAST_LAYER, Plan, check_rows, plan_run
+from workers.device.device_errors import release_batch_memory, release_model_memory
+from workers.device.device_kinds import device_kind, native_dtypes
+from workers.device.encoding import Encoded, encode
+from workers.device.engine import (
+    Fidelity,
+    FloatArray,
+    LoadRequest,
+    LoadResult,
+    ModelHandle,
+    ProbeRequest,
+    ProbeResult,
+    RunRequest,
+    RunResult,
+    UnloadRequest,
+)
+from workers.device.fidelity import compare, fidelity_rows, is_faithful
+from workers.device.halving import HalvedRun, TokenBudget, packed_cost, padded_cost, run_halving
+from workers.device.loading import LoadedModel, estimate_bytes, load_model, read_spec
+from workers.device.rows import Rows
+from workers.device.warm_pool import WarmPool
+
+_REFERENCE_DTYPE = "float32"
+_CANDIDATE_DTYPE = "bfloat16"
+
+log = structlog.get_logger(__name__)
+
+
+class TorchEngine:
+    """Loads, runs, probes and unloads models on `device`; `Engine` says what callers may expect."""
+
+    def __init__(self, device: torch.device, *, memory_bytes: int, batch_tokens: int) -> None:
+        self._device = device
+        self._batch_tokens = batch_tokens
+        self._pool: WarmPool[LoadedModel] = WarmPool(memory_bytes)
+        self._budgets: dict[str, TokenBudget] = {}
+        self._unreported: list[str] = []
+        """Evicted keys that no reply has named yet: a load that failed after making room has no field for them."""
+
+    def load(self, request: LoadRequest) -> LoadResult:
+        """Load the model, or find it loaded; raises what `load_model` and `WarmPool.make_room` raise."""
+        loaded, load_s = self._ensure(request.model, is_pinned=request.is_pinned)
+        return LoadResult(
+            key=request.model.key,
+            size_bytes=loaded.size_bytes,
+            load_s=load_s,
+            is_packed=loaded.is_packed,
+            why_padded=loaded.why_padded,
+            evicted=self._report_evicted(),
+        )
+
+    def run(self, request: RunRequest) -> RunResult:
+        """Vectors of the rows, in as many passes as memory needs; OutOfDeviceMemory if no row fits."""
+        loaded, load_s = self._ensure(request.model, is_pinned=False)
+        plan = plan_run(request.spec, loaded.spec)
+        rows = Rows.of_request(request)
+        check_rows(rows, loaded.spec, num_embeddings=_num_embeddings(loaded))
+        started = time.perf_counter()
+        run, max_batch_tokens = self._run_halving(loaded, rows, plan)
+        if not run.pieces:
+            raise OutOfDeviceMemory(run.errors[0].message)
+        return RunResult(
+            key=request.model.key,
+            vectors=_put_together(run, rows, plan),
+            load_s=load_s,
+            forward_s=time.perf_counter() - started,
+            num_padding=sum(piece.num_padding for _, _, piece in run.pieces),
+            num_halvings=run.num_halvings,
+            max_batch_tokens=max_batch_tokens,
+            evicted=self._report_evicted(),
+            row_errors=run.errors,
+        )
+
+    def probe(self, request: ProbeRequest) -> ProbeResult:
+        """The dtype for `auto`, by the built-in sentences; models are loaded for it and let go again."""
+        reference, is_packed = self._fidelity_vectors(replace(request.model, dtype=_REFERENCE_DTYPE))
+        fidelity = {_REFERENCE_DTYPE: compare(reference, reference)}
+        dtype = _REFERENCE_DTYPE
+        if _CANDIDATE_DTYPE in native_dtypes(self._device):
+            vectors, _ = self._fidelity_vectors(replace(request.model, dtype=_CANDIDATE_DTYPE))
+            fidelity[_CANDIDATE_DTYPE] = compare(vectors, reference)
+            dtype = _choose(fidelity[_CANDIDATE_DTYPE])
+        return ProbeResult(device_kind(self._device), dtype, fidelity, is_packed)
+
+    def unload(self, request: UnloadRequest) -> None:
+        """Let the model go; unknown keys are no error."""
+        if self._pool.remove(request.key):
+            self._budgets.pop(request.key, None)
+            release_model_memory(self._device)
+
+    def _ensure(self, handle: ModelHandle, *, is_pinned: bool) -> tuple[LoadedModel, float]:
+        """The model, loaded if it was not, and the seconds that took."""
+        found = self._pool.use(handle.key)
+        if found is not None:
+            if is_pinned:
+                self._pool.pin(handle.key)
+            return found, 0.0
+        started = time.perf_counter()
+        spec = read_spec(handle)
+        self._make_room(handle)
+        loaded = load_model(handle, spec, self._device)
+        evicted = self._pool.add(handle.key, loaded, size_bytes=loaded.size_bytes, is_pinned=is_pinned, ref=handle.ref)
+        self._forget(evicted)
+        load_s = time.perf_counter() - started
+        log.info(
+            "model.loaded", key=handle.key, load_s=load_s, size_bytes=loaded.size_bytes, why_padded=loaded.why_padded
+        )
+        return loaded, load_s
+
+    def _make_room(self, handle: ModelHandle) -> None:
+        self._forget(self._pool.make_room(estimate_bytes(handle), ref=handle.ref))
+
+    def _forget(self, evicted: tuple[str, ...]) -> None:
+        for key in evicted:
+            self._budgets.pop(key, None)
+        self._unreported += evicted
+        if evicted:
+            release_model_memory(self._device)
+
+    def _report_evicted(self) -> tuple[str, ...]:
+        evicted, self._unreported = tuple(self._unreported), []
+        return evicted
+
+    def _run_halving(self, loaded: LoadedModel, rows: Rows, plan: Plan) -> tuple[HalvedRun[Encoded], int]:
+        """The halved run and the token budget after it."""
+        budget = self._budgets.setdefault(loaded.handle.key, TokenBudget(self._batch_tokens))
+        run = run_halving(
+            rows.lengths.tolist(),
+            lambda start, end: encode(loaded, rows.part(start, end), plan),
+            budget=budget,
+            cost_of=packed_cost if loaded.is_packed else padded_cost,
+            release=lambda: release_batch_memory(self._device),
+        )
+        return run, budget.max_batch_tokens
+
+    def _fidelity_vectors(self, handle: ModelHandle) -> tuple[FloatArray, bool]:
+        """Vectors [B, H] of the built-in sentences by the model's own pooling, and whether they went packed."""
+        spec = read_spec(handle)
+        rows = fidelity_rows(handle.path, spec, ref=handle.ref)
+        self._make_room(handle)
+        loaded = load_model(handle, spec, self._device)
+        modes = (PoolingMode.MEAN,) if spec.pooling.modes == (PoolingMode.NONE,) else spec.pooling.modes
+        plan = Plan(LAST_LAYER, modes, has_modules=True)
+        vectors = np.concatenate(
+            [encode(loaded, rows.part(row, row + 1), plan).vectors for row in range(len(rows.lengths))]
+        )
+        is_packed = loaded.is_packed
+        del loaded
+        release_model_memory(self._device)
+        return vectors, is_packed
+
+
+def _choose(candidate: Fidelity) -> str:
+    return _CANDIDATE_DTYPE if is_faithful(candidate) else _REFERENCE_DTYPE
+
+
+def _num_embeddings(loaded: LoadedModel) -> int:
+    embeddings = loaded.model.get_input_embeddings()  # type: ignore[operator]  # a method of every transformers model
+    return int(embeddings.num_embeddings)
+
+
+def _put_together(run: HalvedRun[Encoded], rows: Rows, plan: Plan) -> FloatArray:
+    """All pieces' vectors in row order, zeros for the rows that did not fit."""
+    if len(run.pieces) == 1 and not run.errors:
+        return run.pieces[0][2].vectors
+    ends = np.cumsum(rows.lengths) if plan.gives_tokens else np.arange(1, len(rows.lengths) + 1)
+    starts = np.concatenate([[0], ends])
+    vectors = np.zeros((int(ends[-1]), run.pieces[0][2].vectors.shape[1]), dtype=np.float32)
+    for start, end, piece in run.pieces:
+        vectors[starts[start] : starts[end]] = piece.vectors
+    return vectors

@@ -1,0 +1,267 @@
+"""The worker's one child: starts the device process, speaks with it, replaces it when it dies.
+
+A new device process starts only when the old one's process group is gone. All of this happens on one thread that lives
+as long as the worker, because the child's parent-death signal is tied to the thread that started it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import structlog
+
+from ondol.contract.errors import DeviceError, DeviceLost, OndolError
+from ondol.contract.frames import Buffer, FrameError, Header, receive_frame, send_frame
+
+log = structlog.get_logger(__name__)
+
+_FIRST_BACKOFF_S = 0.1
+_READY_BACKOFF_S = 0.4
+_MAX_BACKOFF_S = 10.0
+_HEALTHY_S = 5.0
+_GROUP_GONE_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProgram:
+    """How the device process is started: its argument vector without the socket, and what its environment gains."""
+
+    argv: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    keep_fds: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pending:
+    future: Future[tuple[Header, memoryview]]
+    op: str
+    sent_at: float
+
+
+class DeviceKeeper:
+    """Requests in, futures out. A future fails with DeviceLost when the process dies before it answered.
+
+    `on_up(ready)` and `on_down()` are called on the keeper's thread, `on_down` before the lost futures fail.
+    """
+
+    def __init__(
+        self,
+        program: DeviceProgram,
+        *,
+        forward_limit_s: float,
+        load_limit_s: float = 600.0,
+        on_up: Callable[[Header], None],
+        on_down: Callable[[], None],
+    ) -> None:
+        self._program = program
+        self._limits_s = {"run": forward_limit_s}
+        self._load_limit_s = load_limit_s
+        self._on_up = on_up
+        self._on_down = on_down
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._lock = threading.Lock()
+        self._send_lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._is_up = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="device-keeper", daemon=True)
+        self._watch = threading.Thread(target=self._watch_limits, name="device-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the device process and keep one from now on."""
+        self._thread.start()
+        self._watch.start()
+
+    def wait_up(self, timeout_s: float) -> bool:
+        """Whether the device process is up within the time."""
+        return self._is_up.wait(timeout_s)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a device process answers now."""
+        return self._is_up.is_set()
+
+    def request(self, header: Header, bodies: Sequence[Buffer] = ()) -> Future[tuple[Header, memoryview]]:
+        """Send a request; the future's result is its reply's header and body. Never raises."""
+        future: Future[tuple[Header, memoryview]] = Future()
+        number = next(self._ids)
+        with self._lock:
+            sock = self._sock
+            if sock is not None:
+                self._pending[number] = _Pending(future, header["op"], time.monotonic())
+        if sock is None:
+            future.set_exception(DeviceLost("the device process is being replaced"))
+            return future
+        try:
+            with self._send_lock:
+                send_frame(sock, {**header, "id": number}, bodies)
+        except OSError as exc:
+            # The keeper's thread sees the same end of the stream and fails everything that is pending.
+            log.debug("device.send_failed", reason=str(exc))
+        return future
+
+    def stop(self, *, grace_s: float = 5.0) -> None:
+        """Close the socket, so that the process exits; kill its group when it does not within the grace."""
+        self._stopping.set()
+        self._shut_socket()
+        self._thread.join(timeout=grace_s)
+        process = self._process
+        if self._thread.is_alive() and process is not None:
+            _kill_group(process.pid)
+            self._thread.join(timeout=grace_s)
+
+    def _loop(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while not self._stopping.is_set():
+            started_at = time.monotonic()
+            was_ready = self._run_once()
+            if self._stopping.is_set():
+                return
+            if was_ready and time.monotonic() - started_at > _HEALTHY_S:
+                backoff_s = _FIRST_BACKOFF_S
+            else:  # one that was ready fell over a batch: bisecting must not wait long
+                backoff_s = min(backoff_s * 2, _READY_BACKOFF_S if was_ready else _MAX_BACKOFF_S)
+            self._stopping.wait(backoff_s)
+
+    def _run_once(self) -> bool:
+        """One life of the device process, from start to its group being gone; whether it ever was ready."""
+        ours, theirs = socket.socketpair()
+        was_ready = False
+        try:
+            process = self._spawn(theirs)
+        except OSError as exc:
+            log.error("device.not_started", reason=str(exc))
+            ours.close()
+            return False
+        finally:
+            theirs.close()
+        self._process = process
+        try:
+            was_ready = self._serve(ours)
+        finally:
+            self._end(process, ours)
+        return was_ready
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self._program.argv, "--fd", str(theirs.fileno())],
+            env={**os.environ, **self._program.environment},
+            pass_fds=(theirs.fileno(), *self._program.keep_fds),
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+        )
+
+    def _serve(self, sock: socket.socket) -> bool:
+        try:
+            first = receive_frame(sock)
+            if first is None or first[0].get("op") != "ready":
+                return False
+            self._on_up(first[0])
+            with self._lock:
+                self._sock = sock
+            self._is_up.set()
+            log.info("device.up", **{k: v for k, v in first[0].items() if k != "op"})
+            while (frame := receive_frame(sock)) is not None:
+                self._settle(*frame)
+        except (OSError, FrameError) as exc:
+            log.warning("device.stream_broken", reason=str(exc)[:200])
+        return self._is_up.is_set()
+
+    def _end(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._is_up.clear()
+        with self._lock:
+            self._sock = None
+            lost, self._pending = self._pending, {}
+        sock.close()
+        _end_group(process, is_wanted=self._stopping.is_set())
+        if not self._stopping.is_set():
+            log.warning("device.lost", exit_code=process.returncode, num_pending=len(lost))
+        self._on_down()
+        message = f"the device process ended (exit code {process.returncode})"
+        for i, number in enumerate(sorted(lost)):
+            lost[number].future.set_exception(DeviceLost(message, was_on_device=i == 0))
+
+    def _settle(self, header: Header, body: memoryview) -> None:
+        with self._lock:
+            pending = self._pending.pop(int(header["id"]), None)
+            for other in self._pending.values():  # requests are served in order: the next one's time runs from now
+                other.sent_at = time.monotonic()
+        if pending is None:
+            return
+        if header["op"] == "failed":
+            pending.future.set_exception(_error_of(header))
+        else:
+            pending.future.set_result((header, body))
+
+    def _watch_limits(self) -> None:
+        while not self._stopping.wait(1.0):
+            now = time.monotonic()
+            with self._lock:
+                first = next(iter(self._pending.values()), None)
+            process = self._process
+            if first is None or process is None:
+                continue
+            limit_s = self._limits_s.get(first.op, self._load_limit_s)
+            if now - first.sent_at > limit_s:
+                log.error("device.over_limit", op=first.op, limit_s=limit_s)
+                _kill_group(process.pid)
+
+    def _shut_socket(self) -> None:
+        with self._lock:
+            sock = self._sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError as exc:
+                log.debug("device.socket_closed_already", reason=str(exc))
+        elif self._process is not None and self._process.poll() is None:
+            _kill_group(self._process.pid)  # still starting: it holds nothing that could be lost
+
+
+def _error_of(header: Header) -> OndolError:
+    error = header["error"]
+    made = DeviceError(error["message"], param=error.get("param"), code=error["code"])
+    made.retryable = bool(header.get("is_retryable"))
+    return made
+
+
+def _end_group(process: subprocess.Popen[bytes], *, is_wanted: bool) -> None:
+    """Wait until the process and its whole group are gone; SIGKILL what does not go."""
+    if is_wanted:
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            log.warning("device.killed", reason="it did not exit when its socket closed")
+    _kill_group(process.pid)
+    process.wait()
+    limit = time.monotonic() + _GROUP_GONE_LIMIT_S
+    while _group_exists(process.pid) and time.monotonic() < limit:
+        threading.Event().wait(0.02)
+
+
+def _kill_group(pgid: int) -> None:
+    try:
+        os.killpg(pgid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        log.exception("device.group_not_ours", pgid=pgid)
+
+
+def _group_exists(pgid: int) -> bool:
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        return False
+    return True

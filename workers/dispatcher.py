@@ -1,0 +1,167 @@
+"""The dispatcher: batches to the device, one formed ahead, and their results back to the rows.
+
+When the device process dies, only the batch that was on the device is suspect. It is bisected, each half with the
+device for itself, until the guilty row is alone; a row that was alone in three deaths fails with `worker_lost`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import structlog
+
+from ondol.contract.errors import DeviceError, DeviceLost, OndolError, WorkerLost
+from ondol.contract.frames import Header
+from ondol.sql.attempts import MAX_COUNTED_LOSSES
+from workers.batcher import Batcher
+from workers.device_keeper import DeviceKeeper
+from workers.rows import Batch, FloatArray, Row
+
+log = structlog.get_logger(__name__)
+
+MAX_AHEAD = 2
+_NO_ARRAY = np.zeros(0, dtype=np.int32)
+
+
+class Dispatcher:
+    """One thread packs and sends; replies are settled on the device keeper's thread."""
+
+    def __init__(self, batcher: Batcher, keeper: DeviceKeeper, *, on_ran: Callable[[Header], None]) -> None:
+        self._batcher = batcher
+        self._keeper = keeper
+        self._on_ran = on_ran
+        self._in_flight: list[Batch] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to dispatch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout=5)
+
+    def _loop(self) -> None:
+        while True:
+            if not self._keeper.wait_up(0.2):
+                if self._stopping:
+                    return
+                continue
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._may_send(), 1.0)
+                if self._stopping:
+                    return
+                if not self._may_send():
+                    continue
+                is_idle = not self._in_flight
+            batch = self._batcher.next_batch(0.2, is_idle=is_idle)
+            if batch is not None:
+                self._send(batch)
+            elif not is_idle:
+                self._wait_for_a_reply()
+
+    def _may_send(self) -> bool:
+        if any(batch.is_exclusive for batch in self._in_flight):
+            return False
+        return len(self._in_flight) < MAX_AHEAD
+
+    def _wait_for_a_reply(self) -> None:
+        with self._changed:
+            before = len(self._in_flight)
+            self._changed.wait_for(lambda: self._stopping or len(self._in_flight) < before, 0.05)
+
+    def _send(self, batch: Batch) -> None:
+        with self._changed:
+            self._in_flight.append(batch)
+        now = time.monotonic()
+        for row in batch.rows:
+            if row.work.started_at is None:
+                row.work.started_at = now
+        skips = [row.skip for row in batch.rows]
+        header: Header = {
+            "op": "run",
+            "model": batch.key.model.as_header(),
+            "spec": batch.key.spec(),
+            "lengths": [row.num_tokens for row in batch.rows],
+            "skip": skips if any(skips) else None,
+            "has_type_ids": False,
+        }
+        ids = np.concatenate([row.ids for row in batch.rows]) if batch.rows else _NO_ARRAY
+        future = self._keeper.request(header, (ids.astype("<i4", copy=False).data.cast("B"),))
+        future.add_done_callback(lambda done: self._settle(batch, done))
+
+    def _settle(self, batch: Batch, future: Future[tuple[Header, memoryview]]) -> None:
+        with self._changed:
+            self._in_flight.remove(batch)
+            self._changed.notify_all()
+        error = future.exception()
+        if error is None:
+            header, body = future.result()
+            self._deliver(batch, header, body)
+        elif isinstance(error, DeviceLost):
+            self._after_loss(batch, is_suspect=error.was_on_device)
+        else:
+            known = error if isinstance(error, OndolError) else DeviceError(str(error))
+            for row in batch.rows:
+                row.work.settle(row, None, known)
+
+    def _deliver(self, batch: Batch, header: Header, body: memoryview) -> None:
+        self._on_ran(header)
+        flat = np.frombuffer(body, dtype="<f4")
+        row_errors = header.get("row_errors") or {}
+        outputs = _split(flat, header, batch)
+        share_s = float(header["forward_s"])
+        for work in {id(row.work): row.work for row in batch.rows}.values():
+            work.forward_s += share_s
+            work.load_s += float(header.get("load_s", 0.0))
+        for i, row in enumerate(batch.rows):
+            failed = row_errors.get(str(i))
+            if failed is not None:
+                row.work.settle(row, None, DeviceError(failed["message"], code=failed["code"]))
+            else:
+                row.work.settle(row, outputs[i], None)
+
+    def _after_loss(self, batch: Batch, *, is_suspect: bool) -> None:
+        if not is_suspect:
+            self._batcher.put_back(batch)
+            return
+        if len(batch.rows) == 1:
+            self._count_loss(batch.rows[0], batch)
+            return
+        half = len(batch.rows) // 2
+        for row in batch.rows:
+            row.is_suspect = True
+        log.warning("device.bisect", num_rows=len(batch.rows))
+        self._batcher.add_suspects(
+            [Batch(batch.key, rows, is_exclusive=True) for rows in (batch.rows[:half], batch.rows[half:])]
+        )
+
+    def _count_loss(self, row: Row, batch: Batch) -> None:
+        row.num_losses += 1
+        row.is_suspect = True
+        row.work.num_new_losses = max(row.work.num_new_losses, row.num_losses)
+        log.warning("device.lost_alone", work_id=row.work.id, row=row.index, num_losses=row.num_losses)
+        if row.num_losses >= MAX_COUNTED_LOSSES:
+            message = f"the device process died {row.num_losses} times while it ran this text alone"
+            row.work.settle(row, None, WorkerLost(message))
+            return
+        self._batcher.add_suspects([Batch(batch.key, [row], is_exclusive=True)])
+
+
+def _split(flat: FloatArray, header: Header, batch: Batch) -> list[FloatArray]:
+    """One output a row: a vector [H], or token vectors [T, H] where there is one vector a token."""
+    num_rows, dimensions = header["shape"]
+    table = flat.reshape(num_rows, dimensions)
+    if batch.key.pooling == ("none",):
+        ends = np.cumsum([row.num_tokens for row in batch.rows])
+        return list(np.split(table, ends[:-1]))
+    return list(table)

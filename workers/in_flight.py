@@ -1,0 +1,42 @@
+"""What this worker is at: works of jobs and calls by id, so that cancelled ones can be struck out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+from workers.rows import Work
+
+
+class InFlight:
+    """Thread-safe register of works."""
+
+    def __init__(self) -> None:
+        self._works: dict[str, Work] = {}
+        self._lock = threading.Lock()
+
+    def add(self, works: Iterable[Work]) -> None:
+        """Register works."""
+        with self._lock:
+            self._works.update({work.id: work for work in works})
+
+    def remove(self, works: Iterable[Work]) -> None:
+        """Forget works."""
+        with self._lock:
+            for work in works:
+                if self._works.get(work.id) is work:
+                    del self._works[work.id]
+
+    def strike(self, ids: Sequence[str]) -> None:
+        """Strike out those of the ids that are here."""
+        with self._lock:
+            struck = [self._works[found] for found in ids if found in self._works]
+        for work in struck:
+            work.strike()
+
+    def strike_all(self) -> None:
+        """Strike out everything (the lease is lost)."""
+        with self._lock:
+            works = list(self._works.values())
+        for work in works:
+            work.strike()

@@ -1,0 +1,296 @@
+"""A worker's process: `python -m workers.main`. Celery in front, one device process behind; no torch in here."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery.signals import worker_shutting_down
+
+from models_store.cache import LocalCache
+from models_store.result_blobs import ResultBlobs
+from models_store.store import ModelStore
+from ondol.broker.call_worker import CallTaker, ReplySender
+from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app, queue_name
+from ondol.broker.publisher import Publisher
+from ondol.broker.wake import StrikeListener, WakeBus
+from ondol.contract.errors import NotReady, OndolError
+from ondol.contract.model_ref import ModelRef, parse_model_ref
+from ondol.contract.states import Priority
+from ondol.control.ringer import Ringer
+from ondol.logs import configure_logging
+from ondol.settings import WorkerSettings, load_settings
+from ondol.sql.database import Database
+from ondol.sql.ringing import WindowLimits
+from workers.batcher import Batcher
+from workers.call_loop import CallLoop
+from workers.claims import ClaimAudit, Claims
+from workers.device_keeper import DeviceKeeper, DeviceProgram
+from workers.dispatcher import Dispatcher
+from workers.handler import HandlerDeps, handle
+from workers.import_job import ImportRunner
+from workers.in_flight import InFlight
+from workers.memory import resident_bytes
+from workers.model_library import ModelLibrary
+from workers.session import SessionKeeper, WorkerIdentity
+from workers.warm_models import WarmModels
+
+log = structlog.get_logger(__name__)
+
+_GIB = 1024**3
+_DEVICE_UP_LIMIT_S = 120.0
+_CALL_BUDGETS = 16
+
+MakeProgram = Callable[[WorkerSettings, tuple[int, ...]], DeviceProgram]
+
+
+def device_program(settings: WorkerSettings, cores: tuple[int, ...]) -> DeviceProgram:
+    """The product's device process with this worker's share of the host."""
+    return DeviceProgram((sys.executable, "-m", "workers.device", *device_arguments(settings, cores)))
+
+
+def device_arguments(settings: WorkerSettings, cores: tuple[int, ...]) -> tuple[str, ...]:
+    """What every device program is told."""
+    memory_mb = settings.device_memory_mb or _host_memory_mb() // 2
+    return (
+        *("--device", settings.device),
+        *("--cores", ",".join(map(str, cores))),
+        *("--threads", str(settings.threads or len(cores))),
+        *("--memory-mb", str(memory_mb)),
+        *("--batch-tokens", str(settings.resolved_max_batch_tokens())),
+    )
+
+
+class WorkerProcess:
+    """Builds every part of a worker, starts it, and takes it down in order."""
+
+    def __init__(self, settings: WorkerSettings, make_program: MakeProgram) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        host = socket.gethostname()
+        self.name = f"{settings.device.replace(':', '')}@{host}"
+        cores = settings.cores or tuple(sorted(os.sched_getaffinity(0)))
+        os.sched_setaffinity(0, cores)
+        lock_fd = _hold_device(settings, self.name)
+        program = make_program(settings, cores)
+        self._redis_url = settings.resolved_redis_url()
+        self._database = Database(settings.resolved_database_url())
+        self._wake = WakeBus(self._redis_url)
+        limits = WindowLimits(
+            messages=settings.window_messages,
+            bulk_messages=settings.window_bulk_messages,
+            message_jobs=settings.message_jobs,
+            message_tokens=settings.message_tokens,
+        )
+        self._ringer = Ringer(self._database, Publisher(self._redis_url), limits)
+        budget = settings.resolved_max_batch_tokens()
+        self._batcher = Batcher(max_batch_tokens=budget)
+        self._in_flight = InFlight()
+        self._warm = WarmModels(self._batcher, on_change=self._renew_soon)
+        self._keeper = DeviceKeeper(
+            DeviceProgram(program.argv, program.environment, (*program.keep_fds, lock_fd)),
+            forward_limit_s=settings.forward_limit_s,
+            on_up=self._device_up,
+            on_down=self._warm.clear,
+        )
+        store = ModelStore(settings.resolved_store_url())
+        self._library = ModelLibrary(
+            database=self._database,
+            store=store,
+            cache=LocalCache(settings.data_dir / "cache", int(settings.cache_max_gb * _GIB)),
+            keeper=self._keeper,
+            default_dtype=settings.dtype,
+            on_loaded=self._warm.loaded,
+        )
+        self._dispatcher = Dispatcher(self._batcher, self._keeper, on_ran=self._warm.ran)
+        self._device_kind = "unknown"
+        self._host = host
+        self._calls = CallLoop(
+            taker=CallTaker(self._redis_url, self.name),
+            replies=ReplySender(self._redis_url),
+            library=self._library,
+            batcher=self._batcher,
+            in_flight=self._in_flight,
+            max_open_tokens=budget * _CALL_BUDGETS,
+        )
+        self._strikes = StrikeListener(self._redis_url, self._in_flight.strike)
+        self._importer = ImportRunner(
+            database=self._database,
+            store=store,
+            library=self._library,
+            wake=self._wake,
+            staging=settings.data_dir / "staging",
+        )
+        self._claims = Claims()
+        self._session: SessionKeeper
+
+    def run(self) -> int:
+        """Work until told to stop; the exit code."""
+        self._keeper.start()
+        if not self._keeper.wait_up(_DEVICE_UP_LIMIT_S):
+            raise NotReady(f"the device process of {self._settings.device} did not start; see the log above")
+        self._session = self._make_session()
+        self._session.start()
+        self._dispatcher.start()
+        self._strikes.start()
+        self._calls.start()
+        audit = ClaimAudit(self._database, self._session, self._claims)
+        audit.start()
+        threading.Thread(target=self._preload, name="preload", daemon=True).start()
+        log.info("worker.up", worker=self.name, resident_mb=resident_bytes() // 1024**2)
+        code = self._consume()
+        audit.stop()
+        self._take_down()
+        return code
+
+    def _consume(self) -> int:
+        """Celery's own worker, on this thread, until SIGTERM or SIGINT."""
+        queues = tuple(queue_name(self.name, priority) for priority in Priority)
+        app = make_celery_app(self._redis_url, queues=queues)
+        deps = HandlerDeps(
+            database=self._database,
+            library=self._library,
+            batcher=self._batcher,
+            session=self._session,
+            in_flight=self._in_flight,
+            claims=self._claims,
+            ringer=self._ringer,
+            wake=self._wake,
+            blobs=ResultBlobs(self._settings.resolved_store_url()),
+            importer=self._importer,
+            stopping=self._stopping,
+            worker=self.name,
+            max_attempts=self._settings.max_attempts,
+        )
+
+        @app.task(name=RUN_TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # celery is untyped
+        def run_message(v: int, message: str, jobs: list[Any]) -> None:
+            del jobs  # for people who look at the queue; the claim finds them by the message
+            if v == MESSAGE_VERSION:
+                handle(message, deps)
+            else:  # left unclaimed: the reconciler rings again, and a worker of that version may take it
+                log.warning("message.unknown_version", version=v, message_id=message)
+
+        worker_shutting_down.connect(self._begin_to_stop, weak=False)
+        worker = app.Worker(
+            hostname=self.name,
+            pool="threads",
+            concurrency=self._settings.handler_threads,
+            queues=list(queues),
+            loglevel="WARNING",
+            without_gossip=True,
+            without_mingle=True,
+            optimization="fair",
+        )
+        worker.start()
+        return int(worker.exitcode or 0)
+
+    def _begin_to_stop(self, **_: object) -> None:
+        """Runs inside Celery's signal handler: handlers stop waiting and hand their rows back."""
+        self._stopping.set()
+        limit = threading.Timer(self._settings.grace_s, _exit_hard)
+        limit.daemon = True
+        limit.start()
+
+    def _take_down(self) -> None:
+        self._stopping.set()
+        self._session.renew_soon()
+        self._calls.stop(limit_s=self._settings.grace_s / 3)
+        self._strikes.stop()
+        self._dispatcher.stop()
+        self._keeper.stop()
+        self._session.end(reason="stopped")
+        self._ringer.close()
+        self._wake.close()
+        self._database.close()
+        log.info("worker.down", worker=self.name)
+
+    def _device_up(self, ready: dict[str, Any]) -> None:
+        self._library.device_kind = str(ready["device_kind"])
+        self._library.device_dtypes = tuple(ready.get("dtypes") or ("float32",))
+
+    def _make_session(self) -> SessionKeeper:
+        identity = WorkerIdentity(
+            worker=self.name,
+            device=self._settings.device,
+            device_kind=self._library.device_kind,
+            host=self._host,
+            pid=os.getpid(),
+        )
+        return SessionKeeper(
+            self._database,
+            identity,
+            lease_s=self._settings.lease_s,
+            renew_s=self._settings.renew_s,
+            is_ready=lambda: not self._stopping.is_set(),
+            warm=self._warm.refs,
+            on_lost=self._lease_lost,
+        )
+
+    def _renew_soon(self) -> None:
+        self._session.renew_soon()
+
+    def _lease_lost(self) -> None:
+        """Drop every claim; the process and its warm models stay."""
+        self._in_flight.strike_all()
+
+    def _preload(self) -> None:
+        for text in self._settings.models:
+            try:
+                self._preload_one(parse_model_ref(text, param="MODELS"))
+            except OndolError as exc:
+                log.warning("worker.not_preloaded", ref=text, reason=exc.message)
+
+    def _preload_one(self, ref: ModelRef) -> None:
+        record = self._database.read(lambda uow: uow.models.resolve(ref, uow.keys.project_id() or ""))
+        self._library.device_model(self._library.version(record.id), "auto")
+
+
+def run_worker(settings: WorkerSettings, make_program: MakeProgram = device_program) -> int:
+    """One worker's life; `make_program` chooses the device program."""
+    configure_logging(
+        level=settings.log_level, format=settings.log_format, process=f"worker-{settings.device.replace(':', '')}"
+    )
+    try:
+        return WorkerProcess(settings, make_program).run()
+    except OndolError as exc:
+        sys.stderr.write(f"worker: {exc.message}\n")
+        return 1
+
+
+def _hold_device(settings: WorkerSettings, name: str) -> int:
+    """Hold the device's lock. Its device process inherits it, so it is free only when both are gone."""
+    folder = settings.data_dir / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder / f"device-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(fd)
+        raise NotReady(f"another worker of this data folder holds {settings.device}; one holder a device") from exc
+    return fd
+
+
+def _host_memory_mb() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024**2
+
+
+def _exit_hard() -> None:
+    """The grace is over: what is still held comes back by its lapsed lease."""
+    log.error("worker.grace_over")
+    os._exit(70)
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT."""
+    return run_worker(load_settings(WorkerSettings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

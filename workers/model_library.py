@@ -1,0 +1,184 @@
+"""The versions that this worker can serve: files in the verified cache, spec, tokenizer, dtype to run them in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from tokenizers import Tokenizer
+
+from models_store.cache import LocalCache
+from models_store.store import ModelStore
+from ondol.contract.errors import InvalidPayload, ModelStoreError
+from ondol.contract.frames import Header
+from ondol.contract.model_spec import SPEC_FILE, ModelSpec, parse_model_spec
+from ondol.sql.database import Database
+from ondol.sql.records import DtypeRecord, VersionRecord
+from workers.device_keeper import DeviceKeeper
+from workers.memory import resident_bytes
+from workers.rows import DeviceModel
+
+log = structlog.get_logger(__name__)
+
+MAX_VERSIONS = 8
+_DEVICE_REQUEST_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """A version that is on this host: what tokenising and checking need."""
+
+    record: VersionRecord
+    spec: ModelSpec
+    path: Path
+    tokenizer: Tokenizer
+
+
+@dataclass(slots=True)
+class _Slot:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    version: ServedVersion | None = None
+
+
+class ModelLibrary:
+    """Thread-safe; each version is fetched, and each dtype resolved, by one thread while the others wait."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: ModelStore,
+        cache: LocalCache,
+        keeper: DeviceKeeper,
+        default_dtype: str,
+        on_loaded: Callable[[Header, DeviceModel], None],
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._cache = cache
+        self._keeper = keeper
+        self._default_dtype = default_dtype
+        self._on_loaded = on_loaded
+        self._lock = threading.Lock()
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._dtypes: dict[tuple[str, str], str] = {}
+        self._loaded: dict[str, DeviceModel] = {}
+        self._load_lock = threading.Lock()
+        self.device_kind = "unknown"
+        self.device_dtypes: tuple[str, ...] = ("float32",)
+
+    def is_prepared(self, version_id: str, dtype: str) -> bool:
+        """Whether `version` and `device_model` answer without waiting for files or the device."""
+        slot = self._slots.get(version_id)
+        if slot is None or slot.version is None:
+            return False
+        resolved = self._dtypes.get((slot.version.record.manifest_digest, self._wanted(dtype)))
+        return resolved is not None and _key(slot.version.record, resolved) in self._loaded
+
+    def version(self, version_id: str) -> ServedVersion:
+        """The version with its files here; blocks while they are fetched. ModelNotFound, ModelStoreError."""
+        with self._lock:
+            slot = self._slots.setdefault(version_id, _Slot())
+            self._slots.move_to_end(version_id)
+            dropped = [self._slots.popitem(last=False)[1] for _ in range(len(self._slots) - MAX_VERSIONS)]
+        for old in dropped:
+            if old.version is not None:
+                self._forget(old.version.record.manifest_digest)
+        with slot.lock:
+            if slot.version is None:
+                slot.version = self._fetch(version_id)
+            return slot.version
+
+    def device_model(self, version: ServedVersion, dtype: str) -> DeviceModel:
+        """The version in the dtype that the option means here, loaded on the device; blocks while it loads."""
+        model = _device_model(version.record, version.path, self._resolve(version, self._wanted(dtype)))
+        with self._load_lock:
+            if model.key in self._loaded:
+                return model
+            header, _ = self._keeper.request({"op": "load", "model": model.as_header(), "pinned": False}).result(
+                _DEVICE_REQUEST_LIMIT_S
+            )
+            self._on_loaded(header, model)
+            self._loaded[model.key] = model
+            return model
+
+    def probe(self, path: Path, digest: str, ref: str) -> DtypeRecord:
+        """What `auto` means for the files at `path` on this device, by the device's own fidelity check."""
+        model = DeviceModel(f"{digest}:probe", ref, str(path), "float32")
+        header, _ = self._keeper.request({"op": "probe", "model": model.as_header()}).result(_DEVICE_REQUEST_LIMIT_S)
+        self._keeper.request({"op": "unload", "key": model.key}).result(_DEVICE_REQUEST_LIMIT_S)
+        return DtypeRecord(
+            manifest_digest=digest,
+            device_kind=str(header["device_kind"]),
+            engine="torch",
+            dtype=str(header["dtype"]),
+            fidelity=header["fidelity"],
+            is_packed=bool(header["is_packed"]),
+        )
+
+    def _forget(self, digest: str) -> None:
+        """Let go of a version's files: the device would have to read them again."""
+        with self._load_lock:
+            for key in [key for key in self._loaded if key.startswith(digest)]:
+                del self._loaded[key]
+        self._cache.unpin(digest)
+
+    def _wanted(self, dtype: str) -> str:
+        return self._default_dtype if dtype == "auto" else dtype
+
+    def _resolve(self, version: ServedVersion, dtype: str) -> str:
+        digest = version.record.manifest_digest
+        known = self._dtypes.get((digest, dtype))
+        if known is not None:
+            return known
+        if dtype != "auto":
+            if dtype not in self.device_dtypes:
+                offered = ", ".join(self.device_dtypes)
+                raise InvalidPayload(f"this device does not run {dtype}; it runs {offered}", param="options.dtype")
+            resolved = dtype
+        else:
+            kind = self.device_kind
+            found = self._database.read(lambda uow: uow.models.resolved_dtype(digest, kind))
+            if found is None:
+                probed = self.probe(version.path, digest, version.record.ref)
+                found = self._database.write(lambda uow: uow.models.record_dtype(probed))
+            resolved = found.dtype
+        self._dtypes[(digest, dtype)] = resolved
+        return resolved
+
+    def _fetch(self, version_id: str) -> ServedVersion:
+        record = self._database.read(lambda uow: uow.models.by_id(version_id))
+        path = self._cache.materialise(self._store, record.manifest_digest, record.ref, pin=True)
+        spec = parse_model_spec((path / SPEC_FILE).read_bytes(), ref=record.ref)
+        return ServedVersion(record, spec, path, load_tokenizer(path, ref=record.ref))
+
+
+def load_tokenizer(path: Path, *, ref: str) -> Tokenizer:
+    """The tokenizer without truncation and padding of its own; ModelStoreError when it cannot be read."""
+    before, started_at = resident_bytes(), time.monotonic()
+    try:
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as exc:  # the library raises bare Exception
+        raise ModelStoreError(f"tokenizer.json of {ref} is not readable: {exc}") from exc
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    log.info(
+        "tokenizer.loaded",
+        ref=ref,
+        size_bytes=max(0, resident_bytes() - before),
+        load_s=round(time.monotonic() - started_at, 3),
+    )
+    return tokenizer
+
+
+def _key(record: VersionRecord, dtype: str) -> str:
+    return f"{record.manifest_digest}:{dtype}"
+
+
+def _device_model(record: VersionRecord, path: Path, dtype: str) -> DeviceModel:
+    return DeviceModel(_key(record, dtype), record.ref, str(path), dtype)

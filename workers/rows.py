@@ -1,0 +1,139 @@
+"""Rows and what waits for them. Shapes: `T` tokens of a row, `H` length of a vector.
+
+A `Work` is everything that one job's attempt or one call asks of the device; its rows may travel in many batches,
+together with the rows of others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ondol.contract.errors import OndolError
+from ondol.contract.states import Priority
+
+IntArray = np.ndarray[Any, np.dtype[np.int32]]
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """A version's files in one dtype, as the device process knows them."""
+
+    key: str
+    ref: str
+    path: str
+    dtype: str
+
+    def as_header(self) -> dict[str, str]:
+        """The form in which it travels to the device process."""
+        return {"key": self.key, "ref": self.ref, "path": self.path, "dtype": self.dtype}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """Rows with equal keys may share a batch."""
+
+    model: DeviceModel
+    task: str
+    pooling: tuple[str, ...] | None
+    layer: int
+
+    def spec(self) -> dict[str, Any]:
+        """What the device process is to do with the rows."""
+        return {"task": self.task, "pooling": list(self.pooling) if self.pooling else None, "layer": self.layer}
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """What goes through the model: token ids [T], and which of the work's outputs it becomes."""
+
+    ids: IntArray
+    work: Work
+    index: int
+    skip: int = 0
+    num_losses: int = 0
+    is_suspect: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.ids)
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """All rows of one attempt or call. `on_done` is called once, on the thread that settles the last row."""
+
+    id: str
+    key: BatchKey
+    priority: Priority
+    on_done: Callable[[Work], None] | None = None
+    deadline_at: float | None = None
+    is_alone: bool = False
+    rows: list[Row] = field(default_factory=list)
+    outputs: list[FloatArray | None] = field(default_factory=list)
+    errors: dict[int, OndolError] = field(default_factory=dict)
+    forward_s: float = 0.0
+    load_s: float = 0.0
+    num_new_losses: int = 0
+    enqueued_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    is_struck: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _num_open: int = 0
+
+    def add_rows(self, rows: list[Row]) -> None:
+        """Set the rows; each gets an output slot."""
+        self.rows = rows
+        self.outputs = [None] * len(rows)
+        self._num_open = len(rows)
+
+    def settle(self, row: Row, output: FloatArray | None, error: OndolError | None) -> None:
+        """Record a row's output or error; the first one counts. Thread-safe."""
+        with self._lock:
+            if self.outputs[row.index] is not None or row.index in self.errors:
+                return
+            if error is not None:
+                self.errors[row.index] = error
+            else:
+                self.outputs[row.index] = output
+            self._num_open -= 1
+            is_last = self._num_open == 0
+        if is_last:
+            self._finish()
+
+    def strike(self) -> None:
+        """Nobody wants this any more: its rows are dropped when packing; waiting threads go on at once."""
+        with self._lock:
+            if self.is_struck:
+                return
+            self.is_struck = True
+        self.done.set()
+
+    def _finish(self) -> None:
+        self.done.set()
+        if self.on_done is not None and not self.is_struck:
+            self.on_done(self)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Rows that go through the model together."""
+
+    key: BatchKey
+    rows: list[Row]
+    is_exclusive: bool = False
+    """Nothing else may be on the device meanwhile: a suspect, or a job that must run alone."""
+    formed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, without padding."""
+        return sum(row.num_tokens for row in self.rows)

@@ -1,0 +1,130 @@
+"""This worker's session: its lease is renewed while the process lives, and everything stops writing before it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from ondol.contract.errors import DatabaseUnavailable
+from ondol.sql.database import Database
+
+log = structlog.get_logger(__name__)
+
+STOP_WRITING_EARLY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Who the session is for."""
+
+    worker: str
+    device: str
+    device_kind: str
+    host: str
+    pid: int
+
+
+class SessionKeeper:
+    """Opens, renews and re-opens the session from a thread of its own.
+
+    `current()` is the id under which work may be claimed and written now, or None. When the lease is lost, `on_lost`
+    is called once; the process and its warm models stay, and a new session is opened when the database answers.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        identity: WorkerIdentity,
+        *,
+        lease_s: float,
+        renew_s: float,
+        is_ready: Callable[[], bool],
+        warm: Callable[[], list[str]],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._identity = identity
+        self._lease_s = lease_s
+        self._renew_s = renew_s
+        self._is_ready = is_ready
+        self._warm = warm
+        self._on_lost = on_lost
+        self._session_id: str | None = None
+        self._valid_until = 0.0
+        self._stopping = threading.Event()
+        self._renew_now = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="session-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to open and renew."""
+        self._thread.start()
+
+    def current(self) -> str | None:
+        """The session's id while its lease surely runs (by this machine's monotonic clock), else None."""
+        session_id = self._session_id
+        return session_id if session_id is not None and time.monotonic() < self._valid_until else None
+
+    def renew_soon(self) -> None:
+        """Renew at once: readiness or the warm models have changed."""
+        self._renew_now.set()
+
+    def end(self, *, reason: str) -> None:
+        """Stop renewing and end the session; what it held must have been handed back."""
+        self._stopping.set()
+        self._renew_now.set()
+        self._thread.join(timeout=10)
+        session_id = self._session_id
+        if session_id is not None:
+            try:
+                self._database.write(lambda uow: uow.sessions.end(session_id, reason=reason))
+            except DatabaseUnavailable as exc:
+                log.warning("session.not_ended", reason=exc.message)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            asked_at = time.monotonic()
+            try:
+                self._open_or_renew(asked_at)
+            except DatabaseUnavailable as exc:
+                log.warning("session.not_renewed", reason=exc.message)
+            if self._session_id is not None and time.monotonic() >= self._valid_until:
+                self._lose("not renewed in time")
+            self._renew_now.wait(self._renew_s)
+            self._renew_now.clear()
+
+    def _open_or_renew(self, asked_at: float) -> None:
+        if self._session_id is None:
+            self._session_id = self._open()
+            log.info("session.opened", session_id=self._session_id, worker=self._identity.worker)
+        session_id = self._session_id
+        is_ready, warm = self._is_ready(), self._warm()
+        kept = self._database.write(
+            lambda uow: uow.sessions.renew(session_id, lease_s=self._lease_s, is_ready=is_ready, warm=warm)
+        )
+        if kept:
+            self._valid_until = asked_at + self._lease_s - STOP_WRITING_EARLY_S
+        else:
+            self._lose("ended by the reconciler")
+            self._renew_now.set()
+
+    def _open(self) -> str:
+        who = self._identity
+        return self._database.write(
+            lambda uow: uow.sessions.open(
+                worker=who.worker,
+                device=who.device,
+                device_kind=who.device_kind,
+                host=who.host,
+                pid=who.pid,
+                lease_s=self._lease_s,
+            )
+        )
+
+    def _lose(self, reason: str) -> None:
+        log.warning("session.lost", session_id=self._session_id, reason=reason)
+        self._session_id = None
+        self._on_lost()
