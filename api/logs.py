@@ -20,9 +20,7 @@ def configure_logging(level: LogLevel, form: LogFormat) -> None:
     ]
     # The default tracebacks of both forms show local variables: keys and texts would reach the log.
     renderer: list[structlog.typing.Processor] = (
-        [_tracebacks_without_locals(), structlog.processors.JSONRenderer()]
-        if form == "json"
-        else [_console_renderer()]
+        [_tracebacks_without_locals(), structlog.processors.JSONRenderer()] if form == "json" else [_console_renderer()]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -49,6 +47,4 @@ def _tracebacks_without_locals() -> structlog.typing.Processor:
 
 
 def _console_renderer() -> structlog.typing.Processor:
-    return structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

@@ -201,8 +201,8 @@ def _record(outcomes: list[Outcome], unfinished: list[ClaimedJob], session_id: s
     started_at = time.monotonic()
 
     def work(uow: UnitOfWork) -> list[str]:
-        recorded = uow.attempts.complete(completions) if completions else []
-        recorded += uow.attempts.fail(failures, max_retries=deps.max_attempts) if failures else []
+        recorded = uow.attempts.complete(completions, worker=deps.worker) if completions else []
+        recorded += uow.attempts.fail(failures, max_retries=deps.max_attempts, worker=deps.worker) if failures else []
         recorded += uow.attempts.hand_back([(job.id, job.attempt) for job in unfinished]) if unfinished else []
         uow.after_commit(lambda: deps.wake.wake(recorded))
         return recorded

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import httpx
 
+from ondol.contract.devices import parse_devices
 from ondol.contract.errors import Conflict, InvalidPayload, OndolError
-from ondol.control.host import free_port, is_port_free
+from ondol.control.host import count_gpus, free_port, is_port_free, usable_cores
 from ondol.control.launch import launch_command
 from ondol.control.stop_signals import StopSignals
 from ondol.control.supervise import Supervisor
 from ondol.control.up_lock import locked_data_folder
 from ondol.control.up_model import import_default_model
 from ondol.control.up_programs import child_environment, plan_programs
+from ondol.control.up_ready import Start
 from ondol.settings import EXIT_WRONG_USE, ReconcilerSettings, UpSettings, WorkerSettings, is_loopback, load_settings
 
 _READY_POLL_S = 0.1
@@ -68,21 +70,23 @@ class _Up:
         url_file.unlink(missing_ok=True)  # of an earlier `up` that was killed
         port = _choose_port(self.settings)
         environment = child_environment(self.settings) | {"ONDOL_PORT": str(port)}
-        programs = plan_programs(self.settings, self.worker)
+        devices = parse_devices(self.settings.devices, cores=usable_cores(), num_gpus=count_gpus())
+        programs = plan_programs(self.settings, self.worker, devices)
         environment["ONDOL_AUTH"] = self._choose_auth(_prepare_database(environment))
         supervisor = Supervisor(self.settings.run_dir, self.settings.log_dir, programs)
         try:
             if not self.signals.is_stop_requested:
+                start = Start.now(devices)
                 supervisor.start(environment, inherited_fds=[lock_fd])
-                self._serve(supervisor, _url(self.settings.host, port), url_file)
+                self._serve(supervisor, start, _url(self.settings.host, port), url_file)
             return 0
         finally:
             url_file.unlink(missing_ok=True)
             supervisor.stop(limit_s=self.settings.stop_limit_s)
 
-    def _serve(self, supervisor: Supervisor, url: str, url_file: Path) -> None:
+    def _serve(self, supervisor: Supervisor, start: Start, url: str, url_file: Path) -> None:
         with httpx.Client(base_url=url, timeout=_HTTP_TIMEOUT_S, trust_env=False, headers=self._headers()) as client:
-            if not self._wait_until_ready(client, supervisor):
+            if not self._wait_until_ready(client, supervisor, start):
                 return
             url_file.write_text(url + "\n", encoding="utf-8")
             if self.settings.import_default_model:
@@ -91,14 +95,15 @@ class _Up:
         while not self.signals.wait(60):
             _must_live(supervisor, self.settings)
 
-    def _wait_until_ready(self, client: httpx.Client, supervisor: Supervisor) -> bool:
-        deadline = time.monotonic() + self.settings.ready_limit_s
-        while not _is_ready(client):
+    def _wait_until_ready(self, client: httpx.Client, supervisor: Supervisor, start: Start) -> bool:
+        limit_s = self.settings.ready_limit_s
+        deadline = time.monotonic() + limit_s
+        while (missing := start.what_is_missing(client)) is not None:
             if self.signals.wait(_READY_POLL_S):
                 return False
             _must_live(supervisor, self.settings)
             if time.monotonic() >= deadline:
-                raise StartFailed(_not_ready(self.settings))
+                raise StartFailed(f"not ready within {limit_s:g} s: {missing}, in {self.settings.log_dir}")
         return True
 
     def _import_default_model(self, client: httpx.Client) -> None:
@@ -142,20 +147,6 @@ def _choose_port(settings: UpSettings) -> int:
 def _url(host: str, port: int) -> str:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == httpx.codes.OK
-    except httpx.TransportError:  # not listening yet
-        return False
-
-
-def _not_ready(settings: UpSettings) -> str:
-    api_log = settings.log_dir / "api.log"
-    lines = api_log.read_text(encoding="utf-8", errors="replace").splitlines() if api_log.exists() else []
-    last = f"; the api's last line: {lines[-1].strip()}" if lines else ""
-    return f"not ready within {settings.ready_limit_s:g} s; the reason is in {settings.log_dir}{last}"
 
 
 def _must_live(supervisor: Supervisor, settings: UpSettings) -> None:

@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ondol.contract.devices import DeviceSpec, parse_devices
+from ondol.contract.devices import DeviceSpec
 from ondol.control.embedded_redis import prepare_embedded_redis
-from ondol.control.host import count_gpus, usable_cores
 from ondol.control.supervise import Program
 from ondol.settings import PREFIX, UpSettings, WorkerSettings
 
@@ -17,9 +16,8 @@ _SUPERVISOR_SLACK_S = 1
 _OWN_FIELDS = frozenset({"api_key", "ready_limit_s", "stop_limit_s", "import_default_model"})
 
 
-def plan_programs(settings: UpSettings, worker: WorkerSettings) -> list[Program]:
-    """The programs of this host; InvalidPayload names a device that is not here. Writes Redis' configuration."""
-    devices = parse_devices(settings.devices, cores=usable_cores(), num_gpus=count_gpus())
+def plan_programs(settings: UpSettings, worker: WorkerSettings, devices: Sequence[DeviceSpec]) -> list[Program]:
+    """The programs of this host, one worker for each of `devices`. Writes Redis' configuration."""
     stop_wait_s = _stop_wait_s(settings)
     grace = {f"{PREFIX}GRACE_S": f"{min(worker.grace_s, stop_wait_s - 1):g}"}
     programs = [] if settings.redis_url else [_redis(settings)]

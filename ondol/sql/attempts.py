@@ -92,7 +92,7 @@ class AttemptRepository:
         )
         return [(row.id, row.attempt) for row in self._conn.execute(query)]
 
-    def complete(self, completions: Sequence[Completion]) -> list[str]:
+    def complete(self, completions: Sequence[Completion], *, worker: str | None = None) -> list[str]:
         """Record results and `succeeded` in one go; the ids that were recorded (the others are stale)."""
         by_id = {done.job_id: done for done in completions}
         rows = self._end(
@@ -100,6 +100,7 @@ class AttemptRepository:
             after=JobState.SUCCEEDED,
             reason=Reason.COMPLETED,
             values={"finished_at": self._uow.now, "num_done": jobs.c.num_inputs},
+            worker=worker,
         )
         if not rows:
             return []
@@ -110,11 +111,11 @@ class AttemptRepository:
         )
         return [done.job_id for done in recorded]
 
-    def fail(self, failures: Sequence[Failure], *, max_retries: int) -> list[str]:
+    def fail(self, failures: Sequence[Failure], *, max_retries: int, worker: str | None = None) -> list[str]:
         """Record failures: queued again where a retry is due and left, else `failed`. The ids that were recorded."""
         recorded: list[str] = []
         for failure in sorted(failures, key=lambda f: f.job_id):
-            recorded += self._fail_one(failure, max_retries)
+            recorded += self._fail_one(failure, max_retries, worker)
         return recorded
 
     def hand_back(self, held: Sequence[tuple[str, int]]) -> list[str]:
@@ -166,7 +167,7 @@ class AttemptRepository:
             attempt=[r.attempt for r in rows],
         )
 
-    def _fail_one(self, failure: Failure, max_retries: int) -> list[str]:
+    def _fail_one(self, failure: Failure, max_retries: int, worker: str | None) -> list[str]:
         now = self._uow.now
         error = failure.error
         rows: Sequence[Row[Any]] = []
@@ -181,6 +182,7 @@ class AttemptRepository:
                     "num_losses": jobs.c.num_losses + failure.num_losses,
                 },
                 condition=jobs.c.num_retries < max_retries,
+                worker=worker,
             )
         if not rows:
             rows = self._end(
@@ -192,6 +194,7 @@ class AttemptRepository:
                     "error": error,
                     "num_losses": jobs.c.num_losses + failure.num_losses,
                 },
+                worker=worker,
             )
         self._close_attempts([(r.id, r.attempt, "failed", None, failure.timings, error) for r in rows])
         return [row.id for row in rows]
@@ -204,6 +207,7 @@ class AttemptRepository:
         reason: Reason,
         values: dict[str, Any],
         condition: sa.ColumnElement[bool] | None = None,
+        worker: str | None = None,
     ) -> Sequence[Row[Any]]:
         """The fence: only (job, attempt) pairs that are running now move to `after`."""
         if not pairs:
@@ -223,6 +227,7 @@ class AttemptRepository:
             after=after,
             reason=reason,
             attempt=[r.attempt for r in rows],
+            worker=worker,
         )
         return rows
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -10,6 +12,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
+
+from ondol.contract.errors import DatabaseUnavailable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_KEY = 0x0D01
@@ -19,7 +24,7 @@ def upgrade(url: str) -> None:
     """Run all migrations that are missing; safe to call from several processes at once."""
     engine = sa.create_engine(url)
     try:
-        with engine.connect() as conn:
+        with _translated(), engine.connect() as conn:
             if engine.dialect.name == "sqlite":
                 conn.exec_driver_sql("PRAGMA journal_mode=WAL")
                 conn.exec_driver_sql("PRAGMA busy_timeout=30000")
@@ -36,7 +41,7 @@ def current(url: str) -> str | None:
     """The revision the database has, None when it is empty."""
     engine = sa.create_engine(url)
     try:
-        with engine.connect() as conn:
+        with _translated(), engine.connect() as conn:
             return MigrationContext.configure(conn).get_current_revision()
     finally:
         engine.dispose()
@@ -47,6 +52,15 @@ def newest() -> str:
     head = ScriptDirectory.from_config(_config(None)).get_current_head()
     assert head is not None
     return head
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as exc:
+        reason = str(exc.orig).splitlines()[0][:200]
+        raise DatabaseUnavailable(f"the database does not answer: {reason}; check DATABASE_URL") from exc
 
 
 def _config(conn: Connection | None) -> Config:

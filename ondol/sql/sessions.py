@@ -30,6 +30,7 @@ class SessionRepository:
         for row in self._conn.execute(earlier).all():
             self._uow.attempts.take_back(row.id)
             self.end(row.id, reason="superseded")
+            self._uow.leaders.count_repairs("session_superseded", 1)
         session_id = new_id("ses")
         self._conn.execute(
             sa.insert(sessions),

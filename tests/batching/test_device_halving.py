@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondol.contract.errors import OutOfDeviceMemory
+from ondol.contract.errors import DeviceError, DeviceLost, OutOfDeviceMemory
 from tests.device_programs import Faults, HashEngine, hash_vector
 from workers.device.engine import ModelHandle, RunRequest, RunSpec
 from workers.device.halving import TokenBudget, packed_cost, padded_cost, run_halving
@@ -95,3 +95,28 @@ def test_batch_of_rows_that_all_fail_is_refused_as_a_whole() -> None:
     engine = HashEngine(Faults(oom_above_tokens=1), batch_tokens=1024)
     with pytest.raises(OutOfDeviceMemory):
         engine.run(_request([[1, 2], [3, 4]]))
+
+
+def test_allocator_without_room_counts_as_out_of_memory() -> None:
+    import torch
+
+    from workers.device.device_errors import device_errors
+
+    with pytest.raises(OutOfDeviceMemory), device_errors("a test"):
+        torch.empty(1 << 50, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA error: device-side assert triggered", DeviceLost),
+        ("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes", OutOfDeviceMemory),
+        ("The size of tensor a (3) must match the size of tensor b (4)", DeviceError),
+    ],
+)
+def test_torchs_errors_are_told_apart(text: str, expected: type[DeviceError]) -> None:
+    from workers.device.device_errors import device_errors
+
+    with pytest.raises(DeviceError) as caught, device_errors("a test"):
+        raise RuntimeError(text)
+    assert type(caught.value) is expected

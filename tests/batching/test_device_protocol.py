@@ -150,10 +150,10 @@ def test_unforeseen_error_is_answered_before_it_ends_the_loop() -> None:
 @pytest.mark.unit
 def test_peer_that_closes_with_answers_unread_ends_the_loop() -> None:
     with _serving(_hash_engine()) as served:
-        for request_id in range(3):
+        for request_id in range(5):
             header, body = run_frame(request_id, MODEL, [[1]])
             send_frame(served.sock, header, (body,))
-    assert not served.raised or isinstance(served.raised[0], OSError)
+    assert not served.raised
 
 
 @pytest.mark.integration

@@ -16,7 +16,7 @@ from ondol.contract.model_spec import PoolingMode
 from tests.equal_to_reference.engines import make_engine, run_rows, vectors
 from tests.tiny_models import MODEL_TYPES, PADDED_TYPES, make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
-from workers.device import torch_engine
+from workers.device import packed, torch_engine
 from workers.device.checks import Plan
 from workers.device.encoding import Encoded, encode
 from workers.device.engine import FloatArray, LoadRequest
@@ -137,6 +137,26 @@ def test_wrong_position_offset_is_noticed(tmp_path: Path) -> None:
     assert not loaded.is_packed
     assert loaded.why_padded is not None
     assert "differ" in loaded.why_padded
+
+
+def test_attention_across_texts_is_noticed(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend_across(
+        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, None]:
+        del module
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return attended.transpose(1, 2), None
+
+    # Every load registers anew, so the next one has the real attention again.
+    monkeypatch.setattr(packed, "packed_attention", attend_across)
+    rows = [[2, 9, 8, 7, 3], [2, 5, 3]]
+    engine = make_engine()
+    loaded = engine.load(LoadRequest(model_handle(bert), is_pinned=False))
+    assert loaded.why_padded is not None
+    assert "differ" in loaded.why_padded
+    padded = vectors(engine, bert, rows)
+    monkeypatch.undo()
+    _assert_close(padded, vectors(make_engine(), bert, rows))
 
 
 def test_skipped_tokens_count_for_nothing(bert: Path) -> None:

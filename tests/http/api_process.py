@@ -102,9 +102,7 @@ class ApiProcess:
     def member(self, *, is_admin: bool = False, with_model: bool = True) -> Member:
         """Somebody with a project and a key of their own, and a tiny model in the project."""
         project = f"project-{next(_names)}"
-        key, secret = self.database.write(
-            lambda uow: uow.keys.create(project=project, name="test", is_admin=is_admin)
-        )
+        key, secret = self.database.write(lambda uow: uow.keys.create(project=project, name="test", is_admin=is_admin))
         if with_model:
             self.publish(key.project_id)
         return Member(self, key.project_id, secret)

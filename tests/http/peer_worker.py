@@ -7,18 +7,22 @@ digest, float32 [8], so that any answer can be computed by the test as well.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from ondol.broker.call_worker import CallTaker, ReplySender
-from ondol.broker.calls import CallReply, CallRequest, error_header, reply_header
+from ondol.broker.calls import CallReply, CallRequest, error_header, reply_header, request_key
+from ondol.broker.connection import connect
 from ondol.broker.wake import WakeBus
 from ondol.contract.errors import OndolError
 from ondol.contract.frames import pack_frame
+from ondol.contract.states import Priority
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob, Completion
 from ondol.sql.tables import messages
@@ -45,6 +49,7 @@ class PeerWorker:
         self.name = name
         self.seen: list[CallRequest] = []
         self._database = database
+        self._redis_url = redis_url
         self._wake = WakeBus(redis_url)
         self._taker = CallTaker(redis_url, name)
         self._replies = ReplySender(redis_url)
@@ -57,6 +62,8 @@ class PeerWorker:
     def close(self) -> None:
         """End the session and stop."""
         self._stopping.set()
+        with closing(connect(self._redis_url)) as client:
+            client.rpush(request_key(self.name, Priority.BULK), b"")  # ends the wait for a call at once
         self._database.write(lambda uow: uow.sessions.end(self.session_id, reason="test"))
         self._thread.join(timeout=10)
         self._taker.close()
@@ -65,7 +72,7 @@ class PeerWorker:
 
     def claim_next(self) -> list[ClaimedJob]:
         """Claim what was rung for this worker; waits for it."""
-        message_id = wait_until(self._rung, within_s=10, what="a message for the worker")
+        message_id = str(wait_until(self._rung, within_s=10, what="a message for the worker"))
         return self._database.write(
             lambda uow: uow.attempts.claim(message_id, session_id=self.session_id, worker=self.name)
         )
@@ -94,13 +101,11 @@ class PeerWorker:
         return self._database.read(lambda uow: uow.conn.execute(query.order_by(messages.c.id).limit(1)).scalar())
 
     def _completion(self, job: ClaimedJob, errors: dict[str, Any]) -> Completion:
-        import json
-
         inputs = json.loads(job.payload)
         rows = np.stack([vector_of(item) for item in inputs])
         rows[[int(i) for i in errors]] = 0
         data = rows.astype("<f4").tobytes()
-        summary = {
+        summary: dict[str, Any] = {
             "kind": "embedding",
             "shape": list(rows.shape),
             "tokens": [_num_tokens(item) for item in inputs],
@@ -118,7 +123,7 @@ class PeerWorker:
             summary=summary,
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
-            tokens=summary["num_tokens"],  # type: ignore[arg-type]  # the summary is JSON
+            tokens=summary["num_tokens"],
             timings=TIMINGS,
             data=data,
         )

@@ -154,7 +154,9 @@ def test_a_bad_query_is_refused_by_its_field(member: Member, path: str, param: s
     assert_refused(member.http.get(path), 400, param)
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs/nope", "/v1/jobs/%00", "/v1/jobs/job_00000000000000000000000000", "/v1/x", "/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/jobs/nope", "/v1/jobs/%00", "/v1/jobs/job_00000000000000000000000000", "/v1/x", "/"]
+)
 def test_what_does_not_exist_is_404_in_the_same_shape(member: Member, path: str) -> None:
     assert_refused(member.http.get(path), 404, ...)
 

@@ -19,6 +19,15 @@ from tests.http.test_bad_input import assert_refused
 
 pytestmark = pytest.mark.integration
 
+SUMMARY: dict[str, Any] = {
+    "kind": "embedding",
+    "truncated": [],
+    "errors": {},
+    "model": "tiny:1",
+    "dtype": "float32",
+    "engine": "torch",
+    "encoding": "float",
+}
 ERROR = {"code": "context_length_exceeded", "message": "too long", "param": None}
 
 
@@ -43,7 +52,10 @@ def test_json_has_one_item_an_input_in_order(member: Member, worker: PeerWorker,
         "engine": "torch",
         "usage": {"tokens": 7},
     }
-    assert [(item["index"], item["tokens"], item["truncated"]) for item in body["data"]] == [(0, 4, False), (1, 3, False)]
+    assert [(item["index"], item["tokens"], item["truncated"]) for item in body["data"]] == [
+        (0, 4, False),
+        (1, 3, False),
+    ]
     for item, text in zip(body["data"], ["a b", "c"], strict=True):
         output = item["output"]
         found = np.frombuffer(base64.b64decode(output), "<f4") if encoding == "base64" else np.float32(output)
@@ -73,10 +85,7 @@ def test_a_large_result_is_streamed_from_its_blob_and_deleted_with_its_job(membe
     data = rows.tobytes()
     blobs = ResultBlobs(member.api.store_url)
     path = blobs.write(job.id, job.attempt, data)
-    summary = {
-        "kind": "embedding", "shape": [2000, 256], "tokens": [3] * 2000, "truncated": [7], "errors": {}, "model": "tiny:1",
-        "dtype": "float32", "engine": "torch", "encoding": "float", "num_tokens": 6000,
-    }  # fmt: skip
+    summary = SUMMARY | {"shape": [2000, 256], "tokens": [3] * 2000, "truncated": [7], "num_tokens": 6000}
     done = Completion(
         job.id, job.attempt, summary, hashlib.sha256(data).hexdigest(), len(data), 6000, {}, blob_path=path
     )
@@ -95,10 +104,7 @@ def test_one_vector_a_token_is_ragged(member: Member, worker: PeerWorker) -> Non
     job_id = member.submit(input=["a", "b"], options={"pooling": "none"})["id"]
     [job] = worker.claim_next()
     rows = np.arange(40, dtype="<f4").reshape(5, 8)
-    summary = {
-        "kind": "embedding", "shape": None, "lengths": [2, 3], "tokens": [2, 3], "truncated": [], "errors": {},
-        "model": "tiny:1", "dtype": "float32", "engine": "torch", "encoding": "float", "num_tokens": 5,
-    }  # fmt: skip
+    summary = SUMMARY | {"shape": None, "lengths": [2, 3], "tokens": [2, 3], "num_tokens": 5}
     data = rows.tobytes()
     done = Completion(job.id, job.attempt, summary, hashlib.sha256(data).hexdigest(), len(data), 5, {}, data=data)
     member.api.database.write(lambda uow: uow.attempts.complete([done]))

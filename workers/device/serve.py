@@ -103,6 +103,9 @@ def _read(sock: socket.socket, inbox: _Inbox) -> None:
         while (frame := receive_frame(sock)) is not None:
             header, body = frame
             inbox.put(_parse(header, body))
+    except ConnectionError as exc:
+        # The peer closed with answers unread: an end like any other.
+        log.info("device.peer_gone", error=str(exc))
     except (OSError, FrameError) as exc:
         inbox.put(exc)
         return
