@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from api import openapi_parts as docs
 from api.auth import Caller
+from api.calls import send_call
 from api.database import run_sized
 from api.embedding_call import EmbeddingCall, answer_json, parse_call
 from api.errors import error_from_record
@@ -90,7 +91,6 @@ class _Work:
 
     async def embed(self) -> Embedded:
         """Send the call to a worker and count what it used."""
-        worker = await self.services.workers.choose(self.served.version)
         request = CallRequest(
             version_id=self.served.version.id,
             model_ref=self.served.version.ref,
@@ -100,7 +100,7 @@ class _Work:
             deadline_at=time.time() + self.services.settings.call_timeout_s,
             priority=self.call.priority,
         )
-        reply = await self.services.sender.call(worker, request)
+        reply = await send_call(self.services.workers, self.services.sender, self.served.version, request)
         num_tokens = sum(reply.tokens)
         usage = Usage(num_calls=1, num_inputs=len(self.call.inputs), num_tokens=num_tokens)
         self.services.usage.add(self.caller.project_id, self.served.version.ref, usage)

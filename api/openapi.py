@@ -24,7 +24,7 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     """The document of the app's routes, with our schemas and error answers in place of the framework's."""
     document = get_openapi(title=TITLE, version=VERSION, description=DESCRIPTION, routes=app.routes)
     components = document.setdefault("components", {})
-    components["schemas"] = component_schemas()
+    components["schemas"] = _without_validation_errors(components.get("schemas", {})) | component_schemas()
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -42,6 +42,10 @@ def main() -> None:
     from api.app import create_app
 
     sys.stdout.write(render(create_app().openapi()))
+
+
+def _without_validation_errors(schemas: dict[str, Any]) -> dict[str, Any]:
+    return {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
 
 
 def _finish(operation: dict[str, Any], *, is_open: bool) -> None:

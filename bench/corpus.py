@@ -1,4 +1,4 @@
-"""Texts for benchmarks: paragraphs of the standard library's docstrings. Real, skewed in length, nothing to download."""
+"""Texts for benchmarks: paragraphs of the standard library's docstrings. Real, skewed in length, no download."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Cluster:
             for child in parent.children():
                 with contextlib.suppress(psutil.Error):
                     if "--batch-tokens" in child.cmdline():
-                        return child.pid
+                        return int(child.pid)
             return None
 
         found = wait_until(find, within_s=START_LIMIT_S, what=f"the device process of {name}")

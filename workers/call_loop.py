@@ -56,6 +56,10 @@ class CallLoop:
         """Begin to take calls."""
         self._thread.start()
 
+    def begin_to_stop(self) -> None:
+        """Take no more calls; returns at once."""
+        self._stopping.set()
+
     def stop(self, *, limit_s: float) -> None:
         """Take no more, wait for those that run, and refuse what still waits in the list, so that clients try again."""
         self._stopping.set()

@@ -17,7 +17,7 @@ from ondol.contract.kinds import JobKind
 from ondol.contract.states import Priority
 
 log = structlog.get_logger(__name__)
-_BLOCK_S = 2
+_BLOCK_S = 1
 
 
 class CallTaker:
@@ -28,7 +28,7 @@ class CallTaker:
         self._keys = [request_key(worker, priority) for priority in Priority]
 
     def take(self, at_most: int) -> list[tuple[str, CallRequest]]:
-        """Up to so many (api id, request); blocks for two seconds at most, then answers none."""
+        """Up to so many (api id, request); blocks for a second at most, then answers none."""
         try:
             popped = self._client.blpop(self._keys, timeout=_BLOCK_S)
             if popped is None:

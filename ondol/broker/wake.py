@@ -160,6 +160,10 @@ class StrikeListener:
         """Begin to listen."""
         self._thread.start()
 
+    def begin_to_stop(self) -> None:
+        """Listen no more; returns at once."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Stop within a second or so."""
         self._stopping.set()

@@ -13,7 +13,7 @@ from ondol.contract.errors import IllegalTransition
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
 from ondol.sql.records import Failure
-from ondol.sql.tables import attempts, events, results
+from ondol.sql.tables import attempts, events, messages, results
 from tests.job_fixtures import LIMITS, completions, open_database, open_session, project_of, ring_and_claim, submit
 
 pytestmark = pytest.mark.integration
@@ -151,7 +151,8 @@ def test_a_failed_job_is_retried_with_its_history_kept(database: Database) -> No
     with pytest.raises(IllegalTransition):
         database.write(lambda uow: uow.jobs.cancel(job.id, job.project_id))
     database.write(lambda uow: uow.jobs.retry(job.id, job.project_id))
-    database.write(lambda uow: [uow.ringing.finish(m) for m in _messages(database)])
+    for message_id in _messages(database):
+        database.write(lambda uow, m=message_id: uow.ringing.finish(m))  # type: ignore[misc]  # bound at definition
     again = ring_and_claim(database, session_id)
     assert [c.attempt for c in again] == [2]
     told = [e.data["reason"] for e in database.read(lambda uow: uow.events.after(job.id, 0))]
@@ -172,6 +173,4 @@ def test_a_retryable_failure_waits_and_then_gives_up(database: Database) -> None
 
 
 def _messages(database: Database) -> list[str]:
-    from ondol.sql.tables import messages
-
     return [row.id for row in database.read(lambda uow: uow.conn.execute(sa.select(messages.c.id)).all())]

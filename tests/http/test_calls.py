@@ -13,6 +13,7 @@ import openai
 import pytest
 import sqlalchemy as sa
 
+from ondol.broker.calls import request_key
 from ondol.contract.states import Priority
 from ondol.sql.tables import usage
 from tests.http.api_process import MODEL, Member
@@ -129,6 +130,26 @@ def test_a_warm_worker_is_chosen(member: Member, worker: PeerWorker, redis_serve
         call(member)
     assert (len(worker.seen), len(warm.seen)) == (before, 4)
     warm.close()
+
+
+def test_a_call_goes_to_another_worker_when_its_own_is_gone(
+    start_api: StartApi, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    api = start_api(sqlite_url)
+    member = api.member()
+    silent = PeerWorker(api.database, redis_server.url, "a-silent@test", answers_calls=False)
+    answers: list[httpx.Response] = []
+    calling = threading.Thread(target=lambda: answers.append(call(member)))
+    calling.start()
+    with redis_server.client() as client:
+        sent = request_key(silent.name, Priority.INTERACTIVE)
+        wait_until(lambda: client.llen(sent) == 1, within_s=10, what="the call to reach the silent worker")
+    peer = PeerWorker(api.database, redis_server.url, "b-answers@test")
+    silent.close()
+    calling.join()
+    assert answers[0].status_code == 200 and len(peer.seen) == 1
+    peer.close()
+    member.close()
 
 
 def test_calls_are_not_stored_but_their_usage_is(member: Member, worker: PeerWorker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -90,7 +91,7 @@ def _num_terminal(database: Database) -> int:
 def _check_each_has_one_effect(database: Database, ids: list[str]) -> None:
     assert len(set(ids)) == NUM_JOBS
 
-    def count(query: sa.Select[tuple[int]]) -> int:
+    def count(query: sa.Select[Any]) -> int:
         return database.read(lambda uow: int(uow.conn.execute(query).scalar_one()))
 
     one = sa.select(sa.func.count())
