@@ -19,7 +19,6 @@ from api.app import Lifespan, create_app
 from api.auth import Authenticator
 from api.database import READ_THREADS, AsyncDatabase
 from api.housekeeping import Housekeeping
-from api.logs import configure_logging
 from api.model_lookup import ModelLookup
 from api.readiness import ReadinessProbe
 from api.services import Services
@@ -32,6 +31,7 @@ from ondol.broker.wake import WakeBus, WakeListener
 from ondol.contract.errors import OndolError
 from ondol.contract.ids import new_id
 from ondol.control.ringer import Ringer
+from ondol.logs import configure_logging
 from ondol.settings import EXIT_WRONG_USE, ApiSettings, load_settings
 from ondol.sql.database import Database
 from ondol.sql.ringing import WindowLimits
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 def main() -> None:
     """Serve; exits 0 after SIGTERM or Ctrl-C, 2 on a bad setting."""
     settings = load_settings(ApiSettings)
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, process="api")
     try:
         redis_url = settings.resolved_redis_url()
     except OndolError as exc:

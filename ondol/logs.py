@@ -1,40 +1,59 @@
-"""Structured logs: an event name and fields, as JSON lines or for people. Payloads are never logged."""
+"""Structured logs on stderr: our events and the library loggers in one form, for machines or people. No payloads."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
 
 import structlog
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+from ondol.settings import LogFormat, LogLevel
 
 
-def configure_logging(
-    *, level: Literal["debug", "info", "warning", "error"], format: Literal["json", "console"], process: str
-) -> None:
-    """Send our events and the libraries' warnings to stderr; call once, in a composition root."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    )
+def configure_logging(level: LogLevel, form: LogFormat, *, process: str) -> None:
+    """Set up structlog and the standard library's logging; called once, in a composition root."""
+    number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _naming(process),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,
     ]
+    # The default tracebacks of both forms show local variables: keys and texts would reach the log.
+    renderer: list[structlog.typing.Processor] = (
+        [_tracebacks_without_locals(), structlog.processors.JSONRenderer()] if form == "json" else [_console_renderer()]
+    )
     structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
-    logging.basicConfig(
-        level=max(_LEVELS[level], logging.WARNING),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        force=True,
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
     )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.WARNING))  # of libraries only what a person may act on
+
+
+def _naming(process: str) -> structlog.typing.Processor:
+    def add(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event.setdefault("process", process)
+        return event
+
+    return add
+
+
+def _tracebacks_without_locals() -> structlog.typing.Processor:
+    return structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+    )
+
+
+def _console_renderer() -> structlog.typing.Processor:
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

@@ -127,7 +127,7 @@ class ApiSettings(CommonSettings, WindowSettings):
     max_queued_tokens: PositiveInt = Field(
         1_000_000_000, le=10**15, description="Waiting estimated tokens at which new jobs are refused with 429."
     )
-    call_timeout_s: Seconds = Field(30.0, le=600, description="Longest that a call may take before it answers 503.")
+    call_timeout_s: Seconds = Field(30.0, le=600, description="Longest that a call may take before it answers 504.")
     max_wait_s: Seconds = Field(60.0, le=600, description="Longest `?wait=` of a long poll.")
     idempotency_ttl_s: Seconds = Field(
         86_400.0, ge=60, le=2_592_000, description="How long an Idempotency-Key is remembered."

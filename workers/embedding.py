@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ondol.contract.embedding_checks import vector_width
 from ondol.contract.errors import OndolError
 from ondol.contract.jobs import Inputs
 from ondol.contract.model_spec import PoolingMode
@@ -34,6 +35,7 @@ class EmbeddingTask:
     num_inputs: int
     tokenize_s: float
     dimensions: int
+    """D."""
 
     @property
     def is_ragged(self) -> bool:
@@ -70,12 +72,14 @@ def prepare(
     on_done: Callable[[Work], None] | None = None,
 ) -> EmbeddingTask:
     """Tokenise the inputs and make their rows; blocks while the model is brought here and loaded."""
+    wanted_at = time.monotonic()
     version = library.version(version_id)
     model = library.device_model(version, options.dtype)
     started_at = time.monotonic()
     tokenized = tokenize(inputs, options, version.spec, version.tokenizer)
     pooling = (options.pooling.value,) if options.pooling is not None else None
-    key = BatchKey(model, "embedding", pooling, options.layer)
+    layer = -1 if options.layer == version.spec.num_layers else options.layer  # the last, by either of its numbers
+    key = BatchKey(model, "embedding", pooling, layer)
     work = Work(
         id=work_id,
         key=key,
@@ -83,6 +87,7 @@ def prepare(
         on_done=on_done,
         deadline_at=deadline_at,
         is_alone=is_alone,
+        load_s=started_at - wanted_at,
     )
     work.add_rows([_row(row, work, i, num_losses) for i, row in enumerate(tokenized.rows)])
     return EmbeddingTask(
@@ -93,7 +98,7 @@ def prepare(
         ref=version.record.ref,
         num_inputs=len(inputs),
         tokenize_s=time.monotonic() - started_at,
-        dimensions=version.spec.dimensions if options.layer == -1 and pooling is None else version.spec.hidden_size,
+        dimensions=options.dimensions or vector_width(options, version.spec),
     )
 
 
@@ -129,7 +134,8 @@ def summary_of(task: EmbeddingTask, found: EmbeddingAnswer) -> dict[str, Any]:
     }
     if isinstance(found.vectors, list):
         summary["lengths"] = [len(vectors) for vectors in found.vectors]
-        summary["dimensions"] = found.vectors[0].shape[1] if found.vectors else task.dimensions
+        summary["dimensions"] = task.dimensions
+        summary["special_tokens"] = _special_tokens(task, found)
     else:
         summary["shape"] = list(found.vectors.shape)
     return summary
@@ -173,6 +179,17 @@ def _ragged(task: EmbeddingTask, by_input: list[list[int]], errors: dict[int, On
         tables = [_present(outputs[k]) for k in row_indices]
         found.append(_finish(np.concatenate(tables), task.options))
     return found
+
+
+def _special_tokens(task: EmbeddingTask, found: EmbeddingAnswer) -> list[list[int]]:
+    """By input, the places of its special tokens among its vectors; a long text's windows lie end to end."""
+    places: list[list[int]] = [[] for _ in range(task.num_inputs)]
+    starts = [0] * task.num_inputs
+    for row in task.tokenized.rows:
+        if row.input_index not in found.errors:
+            places[row.input_index] += [starts[row.input_index] + place for place in row.specials]
+            starts[row.input_index] += len(row.ids)
+    return places
 
 
 def _present(output: FloatArray | None) -> FloatArray:

@@ -256,9 +256,7 @@ class WorkerProcess:
 
 def run_worker(settings: WorkerSettings, make_program: MakeProgram = device_program) -> int:
     """One worker's life; `make_program` chooses the device program."""
-    configure_logging(
-        level=settings.log_level, format=settings.log_format, process=f"worker-{settings.device.replace(':', '')}"
-    )
+    configure_logging(settings.log_level, settings.log_format, process=f"worker-{settings.device.replace(':', '')}")
     try:
         return WorkerProcess(settings, make_program).run()
     except OndolError as exc:

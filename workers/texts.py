@@ -17,12 +17,16 @@ from workers.rows import IntArray
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Token ids [T] of one row, the input it belongs to, leading tokens to leave out of pooling, its weight."""
+    """Token ids [T] of one row, the input it belongs to, leading tokens to leave out of pooling, its weight.
+
+    `specials` are the places of its special tokens.
+    """
 
     ids: IntArray
     input_index: int
     skip: int = 0
     weight: int = 1
+    specials: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -53,52 +57,88 @@ def prompt_of(options: EmbeddingOptions, spec: ModelSpec) -> str:
 
 
 def tokenize(inputs: Inputs, options: EmbeddingOptions, spec: ModelSpec, tokenizer: Tokenizer) -> Tokenized:
-    """Rows of all inputs. An input that cannot be run gets an error; the others are not touched by it."""
+    """Rows of all inputs. An input that cannot be run gets an error; the others are not touched by it.
+
+    InvalidPayload when `max_length` leaves no room for a text beside its special tokens.
+    """
     limit = min(options.max_length or spec.max_length, spec.max_length)
     if inputs and isinstance(inputs[0], list):
-        return _from_ids(inputs, options, spec, limit)
+        return _from_ids(inputs, options, spec, limit, tokenizer)
+    _check_room(limit, tokenizer)
     prompt = prompt_of(options, spec)
     texts = [prompt + str(text) for text in inputs]
     skip = 0 if spec.pooling.include_prompt or not prompt else _prompt_length(prompt, tokenizer)
     found = Tokenized()
     for i, encoding in enumerate(tokenizer.encode_batch_fast(texts)):
-        _add_text(found, i, encoding, options=options, limit=limit, skip=skip, tokenizer=tokenizer)
+        text = _Text(encoding.ids, *_bounds(encoding), skip=skip)
+        if len(text.ids) > limit and options.truncate == "error" and options.long_text != "window":
+            _refuse(found, i, num_tokens=len(text.ids), limit=limit)
+        else:
+            _add(found, i, _pieces(text, limit, options), is_cut=_is_cut(text, limit, options))
     return found
 
 
-def _add_text(
-    found: Tokenized,
-    index: int,
-    encoding: Encoding,
-    *,
-    options: EmbeddingOptions,
-    limit: int,
-    skip: int,
-    tokenizer: Tokenizer,
-) -> None:
-    ids = encoding.ids
-    if len(ids) <= limit:
-        found.rows.append(TokenRow(np.array(ids, dtype=np.int32), index, skip=min(skip, len(ids) - 1)))
-        found.tokens.append(len(ids))
-        found.truncated.append(False)
-        return
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of an input that fits: token ids [T], how many to leave out of pooling, its weight among the parts."""
+
+    ids: IntArray
+    skip: int
+    weight: int
+    specials: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A tokenised text: its own tokens lie from `begin` to before `end`, special tokens around them.
+
+    `skip`: leading tokens that are the prompt's, the special tokens before it counted; 0 where nothing is left out.
+    """
+
+    ids: list[int]
+    begin: int
+    end: int
+    skip: int = 0
+
+    def piece(self, start: int, stop: int) -> _Piece:
+        """The text's own tokens from `start` to before `stop`, between its special tokens."""
+        before, after = self.ids[: self.begin], self.ids[self.end :]
+        ids = np.array([*before, *self.ids[self.begin + start : self.begin + stop], *after], dtype=np.int32)
+        num_prompt = min(max(0, self.skip - self.begin - start), stop - start)
+        skip = self.skip if start == 0 else self.begin + num_prompt if num_prompt else 0
+        tail = range(len(ids) - len(after), len(ids))
+        return _Piece(ids, min(skip, len(ids) - 1), stop - start - num_prompt, (*range(self.begin), *tail))
+
+
+def _pieces(text: _Text, limit: int, options: EmbeddingOptions) -> list[_Piece]:
+    """The text as one piece where it fits; else in windows, or its first or last tokens."""
+    num_own = text.end - text.begin
+    room = limit - (len(text.ids) - num_own)
+    if num_own <= room:
+        return [text.piece(0, num_own)]
     if options.long_text == "window":
-        windows = _windows(encoding, limit, tokenizer)
-        found.rows += [TokenRow(ids, index, weight=weight) for ids, weight in windows]
-        found.tokens.append(sum(len(ids) for ids, _ in windows))
-        found.truncated.append(False)
-        return
-    if options.truncate == "error":
-        _refuse(found, index, num_tokens=len(ids), limit=limit)
-        return
-    cut = _cut(encoding, limit, options.truncate, tokenizer)
-    found.rows.append(TokenRow(cut, index, skip=min(skip, len(cut) - 1)))
-    found.tokens.append(len(cut))
-    found.truncated.append(True)
+        windows = [text.piece(start, min(start + room, num_own)) for start in range(0, num_own, room)]
+        return [window for window in windows if window.weight] or windows[-1:]
+    return [text.piece(num_own - room, num_own) if options.truncate == "left" else text.piece(0, room)]
 
 
-def _from_ids(inputs: Sequence[list[int]], options: EmbeddingOptions, spec: ModelSpec, limit: int) -> Tokenized:
+def _is_cut(text: _Text, limit: int, options: EmbeddingOptions) -> bool:
+    return len(text.ids) > limit and options.long_text != "window"
+
+
+def _add(found: Tokenized, index: int, pieces: list[_Piece], *, is_cut: bool) -> None:
+    for piece in pieces:
+        found.rows.append(TokenRow(piece.ids, index, piece.skip, max(1, piece.weight), piece.specials))
+    found.tokens.append(sum(len(piece.ids) for piece in pieces))
+    found.truncated.append(is_cut)
+
+
+def _from_ids(
+    inputs: Sequence[list[int]], options: EmbeddingOptions, spec: ModelSpec, limit: int, tokenizer: Tokenizer
+) -> Tokenized:
+    """Rows of token ids, special tokens as given: nothing is added, and cutting keeps none of them."""
     found = Tokenized()
+    special_ids = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     for i, ids in enumerate(inputs):
         if max(ids) >= spec.vocab_size:
             found.errors[i] = InvalidPayload(
@@ -106,14 +146,28 @@ def _from_ids(inputs: Sequence[list[int]], options: EmbeddingOptions, spec: Mode
             )
             found.tokens.append(0)
             found.truncated.append(False)
-        elif len(ids) > limit and options.truncate == "error":
+        elif len(ids) > limit and options.truncate == "error" and options.long_text != "window":
             _refuse(found, i, num_tokens=len(ids), limit=limit)
         else:
-            kept = ids[-limit:] if options.truncate == "left" else ids[:limit]
-            found.rows.append(TokenRow(np.array(kept, dtype=np.int32), i))
-            found.tokens.append(len(kept))
-            found.truncated.append(len(kept) < len(ids))
+            text = _Text(ids, 0, len(ids))
+            pieces = _pieces(text, limit, options)
+            marked = [_with_specials(piece, special_ids) for piece in pieces]
+            _add(found, i, marked, is_cut=_is_cut(text, limit, options))
     return found
+
+
+def _with_specials(piece: _Piece, special_ids: set[int]) -> _Piece:
+    places = tuple(i for i, token_id in enumerate(piece.ids.tolist()) if token_id in special_ids)
+    return _Piece(piece.ids, piece.skip, piece.weight, places)
+
+
+def _check_room(limit: int, tokenizer: Tokenizer) -> None:
+    num_specials = tokenizer.num_special_tokens_to_add(False)
+    if limit <= num_specials:
+        raise InvalidPayload(
+            f"max_length {limit} leaves no room for a text beside {num_specials} special tokens",
+            param="options.max_length",
+        )
 
 
 def _refuse(found: Tokenized, index: int, *, num_tokens: int, limit: int) -> None:
@@ -123,33 +177,6 @@ def _refuse(found: Tokenized, index: int, *, num_tokens: int, limit: int) -> Non
     )
     found.tokens.append(num_tokens)
     found.truncated.append(False)
-
-
-def _cut(encoding: Encoding, limit: int, side: str, tokenizer: Tokenizer) -> IntArray:
-    """The ids of a text that is too long, cut so that its special tokens stay."""
-    content = _content(encoding)
-    room = max(1, limit - tokenizer.num_special_tokens_to_add(False))
-    kept = content[-room:] if side == "left" else content[:room]
-    return _with_specials(encoding, kept)[:limit]
-
-
-def _windows(encoding: Encoding, limit: int, tokenizer: Tokenizer) -> list[tuple[IntArray, int]]:
-    """The whole text in windows of at most `limit` tokens, with the content tokens of each as its weight."""
-    content = _content(encoding)
-    room = max(1, limit - tokenizer.num_special_tokens_to_add(False))
-    parts = [content[start : start + room] for start in range(0, len(content), room)]
-    return [(_with_specials(encoding, part), len(part)) for part in parts]
-
-
-def _content(encoding: Encoding) -> IntArray:
-    begin, end = _bounds(encoding)
-    return np.array(encoding.ids[begin:end], dtype=np.int32)
-
-
-def _with_specials(encoding: Encoding, content: IntArray) -> IntArray:
-    begin, end = _bounds(encoding)
-    ids = encoding.ids
-    return np.concatenate([np.array(ids[:begin], dtype=np.int32), content, np.array(ids[end:], dtype=np.int32)])
 
 
 def _bounds(encoding: Encoding) -> tuple[int, int]:

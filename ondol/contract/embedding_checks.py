@@ -40,7 +40,7 @@ def check_embedding(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, 
             param=f"{path}pooling",
             code="model_has_no_pooler",
         )
-    _check_layer(options.layer, spec, f"{path}layer")
+    _check_layer(options, spec, f"{path}layer")
     _check_lengths(options, spec, path)
     _check_prompt(options, inputs, spec, path)
     if inputs and isinstance(inputs[0], list):
@@ -57,7 +57,7 @@ def check_head(kind: JobKind, spec: ModelSpec) -> None:
 
 def vector_width(options: EmbeddingOptions, spec: ModelSpec) -> int:
     """Length of the vectors before cutting: a named pooling or another layer leaves the model's modules out."""
-    if options.pooling is None and options.layer == -1:
+    if options.pooling is None and options.layer in (-1, spec.num_layers):
         return spec.dimensions
     modes = spec.pooling.modes if options.pooling is None else (options.pooling,)
     return spec.hidden_size * len(modes)
@@ -73,8 +73,10 @@ def estimate_tokens(inputs: Inputs, num_bytes: int, options: EmbeddingOptions, s
     return min(estimate, len(inputs) * (options.max_length or spec.max_length))
 
 
-def _check_layer(layer: int, spec: ModelSpec, param: str) -> None:
-    if not -(spec.num_layers + 1) <= layer <= spec.num_layers:
+def _check_layer(options: EmbeddingOptions, spec: ModelSpec, param: str) -> None:
+    if options.pooling == PoolingMode.POOLER and options.layer not in (-1, spec.num_layers):
+        raise InvalidPayload("the pooler belongs to the last layer", param=param)
+    if not -(spec.num_layers + 1) <= options.layer <= spec.num_layers:
         raise InvalidPayload(
             f"the model has {spec.num_layers} layers; give {-(spec.num_layers + 1)} to {spec.num_layers}", param=param
         )

@@ -56,7 +56,7 @@ def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> N
 def main() -> int:
     """Run until SIGTERM or SIGINT; exit code 0."""
     settings = load_settings(ReconcilerSettings)
-    configure_logging(level=settings.log_level, format=settings.log_format, process="reconciler")
+    configure_logging(settings.log_level, settings.log_format, process="reconciler")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import socket
 import sys
 
-import structlog
-
 from ondol.contract.frames import Header
+from ondol.logs import configure_logging
+from ondol.settings import CommonSettings, load_settings
 from workers.device.arguments import DeviceArguments, add_device_arguments, device_arguments
 from workers.device.engine import Engine
 from workers.device.lifeline import bind_to_parent, lead_process_group
@@ -27,11 +26,8 @@ def main(argv: list[str]) -> int:
     bind_to_parent(parent_pid)
     lead_process_group()
     pin(arguments)
-    # Standard output may be anybody's pipe; logs go where the worker's go.
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    settings = load_settings(CommonSettings)
+    configure_logging(settings.log_level, settings.log_format, process=f"device-{arguments.device.replace(':', '')}")
     with socket.socket(fileno=arguments.fd) as sock:
         sock.set_inheritable(False)
         engine, ready = _compose(arguments)
