@@ -56,8 +56,8 @@ fix: venv ## format, and repair what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: venv ## measure; gates nothing
-	@$(BIN)/python -m pytest -m bench -s $(ARGS)
+bench: venv ## measure the system beside the bare engine; gates nothing
+	@$(BIN)/python -m bench.overhead $(ARGS)
 
 clean: ## remove .venv and all caches; ondol-data stays
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -22,9 +22,11 @@ import psutil
 from bench.bare_loop import LATENCY_TEXT
 from bench.corpus import docstring_texts
 from ondol.demo.stack import Stack
+from tests.tiny_models import make_tiny_model
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "all-minilm-l6-v2"
+TINY = "tiny"
 IDLE_S = 10.0
 Figures = dict[str, Any]
 
@@ -64,6 +66,8 @@ def _measure(stack: Stack, parsed: argparse.Namespace) -> Figures:
             bulk.append(_bulk(stack, client, texts))
             calls.append(statistics.median(_call_ms(client, parsed.num_calls)))
         figures |= _summary(bulk, bare, calls, bare_calls)
+        _import_tiny(client, stack.data_dir)
+        _jobs(client, 1_000)
         figures |= _jobs(client, parsed.num_jobs)
         figures |= _memory(stack)
     return figures
@@ -103,11 +107,8 @@ def _bulk(stack: Stack, client: httpx.Client, texts: list[str]) -> Figures:
 def _embed_job(client: httpx.Client, texts: list[str]) -> None:
     body = {"kind": "embedding", "model": MODEL, "input": texts}
     job = client.post("/v1/jobs", json=body).raise_for_status().json()
-    while job["status"] not in ("succeeded", "failed"):
-        job = client.get(f"/v1/jobs/{job['id']}?wait=30").raise_for_status().json()
-    if job["status"] != "succeeded":
-        raise RuntimeError(f"the benchmark's job failed: {job['error']}")
-    result = client.get(job["result_url"], headers={"Accept": "application/x-npy"}).raise_for_status()
+    _wait(client, job["id"])
+    result = client.get(f"/v1/jobs/{job['id']}/result", headers={"Accept": "application/x-npy"}).raise_for_status()
     assert len(result.content) > len(texts) * 384 * 4
 
 
@@ -121,18 +122,32 @@ def _call_ms(client: httpx.Client, num: int) -> list[float]:
     return times
 
 
+def _import_tiny(client: httpx.Client, folder: Path) -> None:
+    source = make_tiny_model(folder / "tiny-source")
+    job = client.post(
+        "/v1/jobs", json={"kind": "import", "input": {"path": str(source)}, "options": {"name": TINY}}
+    ).raise_for_status()
+    _wait(client, job.json()["id"])
+
+
+def _wait(client: httpx.Client, job_id: str) -> None:
+    job: Figures = {"status": "queued"}
+    while job["status"] not in ("succeeded", "failed"):
+        job = client.get(f"/v1/jobs/{job_id}?wait=30").raise_for_status().json()
+    if job["status"] != "succeeded":
+        raise RuntimeError(f"the benchmark's job failed: {job['error']}")
+
+
 def _jobs(client: httpx.Client, num: int) -> Figures:
-    """One-text jobs through `/v1/jobs/batch` until the last one has ended."""
+    """One-text jobs of a tiny random model through `/v1/jobs/batch` until the last one has ended."""
     texts = ["a warm floor"] * 1_000
     started = time.perf_counter()
     last = ""
     for _ in range(num // 1_000):
-        body = {"jobs": [{"kind": "embedding", "model": MODEL, "input": text} for text in texts]}
+        body = {"jobs": [{"kind": "embedding", "model": TINY, "input": text} for text in texts]}
         last = client.post("/v1/jobs/batch", json=body).raise_for_status().json()["data"][-1]["id"]
     accepted_s = time.perf_counter() - started
-    status = ""
-    while status != "succeeded":
-        status = client.get(f"/v1/jobs/{last}?wait=30").raise_for_status().json()["status"]
+    _wait(client, last)
     return {
         "one_text_jobs_accepted_per_s": round(num / accepted_s),
         "one_text_jobs_done_per_s": round(num / (time.perf_counter() - started)),

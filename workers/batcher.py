@@ -2,6 +2,9 @@
 
 Rows wait in one line a key and class. Each row has a virtual start, its arrival plus a grace by class; the earliest
 virtual start goes first. So interactive rows overtake, and no row of any class waits for ever (ageing).
+
+A row may be struck out or pass its deadline at any moment, also while a batch is formed: a row that was wanted when
+its line was looked at is never looked at twice.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class Batcher:
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens of all rows that wait."""
+        """Tokens of all rows that wait, those that nobody wants any more and suspects apart."""
         return self._num_tokens
 
     def set_packed(self, model_key: str, *, is_packed: bool) -> None:
@@ -50,8 +53,7 @@ class Batcher:
         """Queue all rows of the works."""
         with self._changed:
             for work in works:
-                lines = self._lines.setdefault(work.key, {priority: deque() for priority in Priority})
-                lines[work.priority].extend(work.rows)
+                self._line(work.key, work.priority).extend(work.rows)
                 self._num_tokens += sum(row.num_tokens for row in work.rows)
             self._changed.notify_all()
 
@@ -70,11 +72,6 @@ class Batcher:
                 self._return_rows(batch.key, batch.rows)
             self._changed.notify_all()
 
-    def wait_for_room(self, max_tokens: int, timeout_s: float) -> bool:
-        """Whether fewer than so many tokens wait, within the time."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._num_tokens < max_tokens, timeout_s)
-
     def next_batch(self, timeout_s: float, *, is_idle: bool) -> Batch | None:
         """The next batch, or None after the time. An exclusive batch is given out only when the device is idle."""
         limit = time.monotonic() + timeout_s
@@ -82,20 +79,11 @@ class Batcher:
             while True:
                 batch, is_blocked = self._form(is_idle)
                 if batch is not None:
-                    self._changed.notify_all()
                     return batch
                 left_s = limit - time.monotonic()
                 if left_s <= 0 or is_blocked:
                     return None
                 self._changed.wait(left_s)
-
-    def drop_all(self) -> None:
-        """Forget all rows that wait (the lease is lost, or the worker has handed everything back)."""
-        with self._changed:
-            self._lines.clear()
-            self._suspects.clear()
-            self._num_tokens = 0
-            self._changed.notify_all()
 
     def _form(self, is_idle: bool) -> tuple[Batch | None, bool]:
         """A batch if one can be formed; and whether one waits for the device to become idle."""
@@ -106,29 +94,29 @@ class Batcher:
             batch.rows = [row for row in batch.rows if _is_wanted(row)]
             if batch.rows:
                 return batch, False
-        key = self._earliest_key()
-        if key is None:
-            return None, False
-        head = self._head(key)
-        assert head is not None
-        if head.work.is_alone:
-            if not is_idle:
-                return None, True
-            return Batch(key, self._take_alone(key, head.work), is_exclusive=True), False
-        budget = self._budgets.get(key.model.key, self._max_batch_tokens)
-        if key.model.key in self._padded:
-            return Batch(key, self._take_padded(key, budget)), False
-        return Batch(key, self._take(key, budget)), False
+        while (head := self._earliest()) is not None:
+            key = head.work.key
+            if head.work.is_alone:
+                if not is_idle:
+                    return None, True
+                return Batch(key, [self._pop(head)], is_exclusive=True), False
+            budget = self._budgets.get(key.model.key, self._max_batch_tokens)
+            is_padded = key.model.key in self._padded
+            rows = self._take_padded(key, budget) if is_padded else self._take(key, budget)
+            if rows:  # none: all of them were struck out a moment ago
+                return Batch(key, rows), False
+        return None, False
 
-    def _earliest_key(self) -> BatchKey | None:
-        best: tuple[float, BatchKey] | None = None
+    def _earliest(self) -> Row | None:
+        """The row that goes first of all; lines that have become empty are forgotten on the way."""
+        best: Row | None = None
         for key in list(self._lines):
             head = self._head(key)
             if head is None:
                 del self._lines[key]
-            elif best is None or _virtual_start(head) < best[0]:
-                best = (_virtual_start(head), key)
-        return best[1] if best else None
+            elif best is None or _virtual_start(head) < _virtual_start(best):
+                best = head
+        return best
 
     def _head(self, key: BatchKey) -> Row | None:
         """The row of the key that goes first; rows that nobody wants are dropped on the way."""
@@ -140,30 +128,30 @@ class Batcher:
                 heads.append(line[0])
         return min(heads, key=_virtual_start) if heads else None
 
+    def _pop(self, head: Row) -> Row:
+        """Take a row that stands at the head of its line."""
+        row = self._lines[head.work.key][head.work.priority].popleft()
+        assert row is head, "only the forming thread takes rows, and it holds the lock"
+        self._num_tokens -= row.num_tokens
+        return row
+
     def _take(self, key: BatchKey, budget: int) -> list[Row]:
         taken: list[Row] = []
         tokens = 0
         while (row := self._head(key)) is not None and not row.work.is_alone:
             if taken and tokens + row.num_tokens > budget:
                 break
-            self._lines[key][row.work.priority].popleft()
-            taken.append(row)
+            taken.append(self._pop(row))
             tokens += row.num_tokens
-        self._num_tokens -= tokens
         return taken
-
-    def _take_alone(self, key: BatchKey, work: Work) -> list[Row]:
-        """One row of a work that must be alone on the device."""
-        row = self._lines[key][work.priority].popleft()
-        self._num_tokens -= row.num_tokens
-        return [row]
 
     def _take_padded(self, key: BatchKey, budget: int) -> list[Row]:
         """Rows of like length around the head: padded size within the budget, padding small."""
         window = self._take(key, budget * SORT_WINDOW_BUDGETS)
-        head = window[0]
+        if not window:
+            return []
         by_length = sorted(window, key=lambda row: row.num_tokens)
-        first = last = by_length.index(head)
+        first = last = by_length.index(window[0])
         while True:
             grow_up = last + 1 < len(by_length) and by_length[last + 1].num_tokens * (last + 2 - first) <= budget
             grow_down = first > 0 and by_length[last].num_tokens * (last + 2 - first) <= budget
@@ -179,10 +167,15 @@ class Batcher:
         return chosen
 
     def _return_rows(self, key: BatchKey, rows: Sequence[Row]) -> None:
-        lines = self._lines.setdefault(key, {priority: deque() for priority in Priority})
         for row in reversed(rows):
-            lines[row.work.priority].appendleft(row)
+            self._line(key, row.work.priority).appendleft(row)
             self._num_tokens += row.num_tokens
+
+    def _line(self, key: BatchKey, priority: Priority) -> deque[Row]:
+        lines = self._lines.get(key)
+        if lines is None:
+            lines = self._lines[key] = {each: deque() for each in Priority}
+        return lines[priority]
 
 
 def _virtual_start(row: Row) -> float:

@@ -21,6 +21,7 @@ import structlog
 
 from ondol.contract.errors import DeviceError, DeviceLost, OndolError
 from ondol.contract.frames import Buffer, FrameError, Header, receive_frame, send_frame
+from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ _READY_BACKOFF_S = 0.4
 _MAX_BACKOFF_S = 10.0
 _HEALTHY_S = 5.0
 _GROUP_GONE_LIMIT_S = 30.0
+_START_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,8 @@ class DeviceKeeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._is_up = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="device-keeper", daemon=True)
-        self._watch = threading.Thread(target=self._watch_limits, name="device-watch", daemon=True)
+        self._thread = vital_thread("device-keeper", self._loop)
+        self._watch = vital_thread("device-watch", self._watch_limits)
 
     def start(self) -> None:
         """Start the device process and keep one from now on."""
@@ -95,20 +97,21 @@ class DeviceKeeper:
     def request(self, header: Header, bodies: Sequence[Buffer] = ()) -> Future[tuple[Header, memoryview]]:
         """Send a request; the future's result is its reply's header and body. Never raises."""
         future: Future[tuple[Header, memoryview]] = Future()
-        number = next(self._ids)
-        with self._lock:
-            sock = self._sock
+        # Numbered and sent under one lock: the lowest number pending is what the device was at when it died.
+        with self._send_lock:
+            number = next(self._ids)
+            with self._lock:
+                sock = self._sock
+                if sock is not None:
+                    self._pending[number] = _Pending(future, header["op"], time.monotonic())
             if sock is not None:
-                self._pending[number] = _Pending(future, header["op"], time.monotonic())
+                try:
+                    send_frame(sock, {**header, "id": number}, bodies)
+                except OSError as exc:
+                    # The keeper's thread sees the same end of the stream and fails everything that is pending.
+                    log.debug("device.send_failed", reason=str(exc))
         if sock is None:
             future.set_exception(DeviceLost("the device process is being replaced"))
-            return future
-        try:
-            with self._send_lock:
-                send_frame(sock, {**header, "id": number}, bodies)
-        except OSError as exc:
-            # The keeper's thread sees the same end of the stream and fails everything that is pending.
-            log.debug("device.send_failed", reason=str(exc))
         return future
 
     def stop(self, *, grace_s: float = 5.0) -> None:
@@ -164,9 +167,11 @@ class DeviceKeeper:
 
     def _serve(self, sock: socket.socket) -> bool:
         try:
+            sock.settimeout(_START_LIMIT_S)  # one that hangs before it is ready is replaced like one that died
             first = receive_frame(sock)
             if first is None or first[0].get("op") != "ready":
                 return False
+            sock.settimeout(None)
             self._on_up(first[0])
             with self._lock:
                 self._sock = sock
@@ -194,7 +199,7 @@ class DeviceKeeper:
 
     def _settle(self, header: Header, body: memoryview) -> None:
         with self._lock:
-            pending = self._pending.pop(int(header["id"]), None)
+            pending = self._pending.pop(int(header.get("id", 0)), None)
             for other in self._pending.values():  # requests are served in order: the next one's time runs from now
                 other.sent_at = time.monotonic()
         if pending is None:

@@ -20,11 +20,11 @@ from ondol.sql.attempts import MAX_COUNTED_LOSSES
 from workers.batcher import Batcher
 from workers.device_keeper import DeviceKeeper
 from workers.rows import Batch, FloatArray, Row
+from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
 
 MAX_AHEAD = 2
-_NO_ARRAY = np.zeros(0, dtype=np.int32)
 
 
 class Dispatcher:
@@ -37,7 +37,7 @@ class Dispatcher:
         self._in_flight: list[Batch] = []
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
+        self._thread = vital_thread("dispatcher", self._loop)
 
     def start(self) -> None:
         """Begin to dispatch."""
@@ -95,7 +95,7 @@ class Dispatcher:
             "skip": skips if any(skips) else None,
             "has_type_ids": False,
         }
-        ids = np.concatenate([row.ids for row in batch.rows]) if batch.rows else _NO_ARRAY
+        ids = np.concatenate([row.ids for row in batch.rows])
         future = self._keeper.request(header, (ids.astype("<i4", copy=False).data.cast("B"),))
         future.add_done_callback(lambda done: self._settle(batch, done))
 
@@ -104,15 +104,16 @@ class Dispatcher:
             self._in_flight.remove(batch)
             self._changed.notify_all()
         error = future.exception()
-        if error is None:
-            header, body = future.result()
-            self._deliver(batch, header, body)
-        elif isinstance(error, DeviceLost):
+        if isinstance(error, DeviceLost):
             self._after_loss(batch, is_suspect=error.was_on_device)
+        elif error is not None:
+            _fail_all(batch, error)
         else:
-            known = error if isinstance(error, OndolError) else DeviceError(str(error))
-            for row in batch.rows:
-                row.work.settle(row, None, known)
+            try:
+                self._deliver(batch, *future.result())
+            except Exception as exc:  # the callback's edge: rows that nobody settles would be waited for without end
+                log.exception("device.reply_unusable", num_rows=len(batch.rows))
+                _fail_all(batch, exc)
 
     def _deliver(self, batch: Batch, header: Header, body: memoryview) -> None:
         self._on_ran(header)
@@ -155,6 +156,12 @@ class Dispatcher:
             row.work.settle(row, None, WorkerLost(message))
             return
         self._batcher.add_suspects([Batch(batch.key, [row], is_exclusive=True)])
+
+
+def _fail_all(batch: Batch, error: BaseException) -> None:
+    known = error if isinstance(error, OndolError) else DeviceError(f"the batch failed: {type(error).__name__}")
+    for row in batch.rows:
+        row.work.settle(row, None, known)
 
 
 def _split(flat: FloatArray, header: Header, batch: Batch) -> list[FloatArray]:

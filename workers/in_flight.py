@@ -34,9 +34,9 @@ class InFlight:
         for work in struck:
             work.strike()
 
-    def strike_all(self) -> None:
-        """Strike out everything (the lease is lost)."""
+    def strike_leased(self) -> None:
+        """Strike out the works of claimed jobs (the lease is lost). Calls need no lease: they are answered."""
         with self._lock:
-            works = list(self._works.values())
+            works = [work for work in self._works.values() if work.needs_lease]
         for work in works:
             work.strike()

@@ -240,7 +240,7 @@ class WorkerProcess:
 
     def _lease_lost(self) -> None:
         """Drop every claim; the process and its warm models stay."""
-        self._in_flight.strike_all()
+        self._in_flight.strike_leased()
 
     def _preload(self) -> None:
         for text in self._settings.models:

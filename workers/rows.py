@@ -68,7 +68,11 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """All rows of one attempt or call. `on_done` is called once, on the thread that settles the last row."""
+    """All rows of one attempt or call.
+
+    `on_done` is called once, on the thread that settles the last row or strikes the work out; `needs_lease`: the work
+    belongs to a claimed job and is worth nothing without the session's lease (a call is answered all the same).
+    """
 
     id: str
     key: BatchKey
@@ -76,6 +80,7 @@ class Work:
     on_done: Callable[[Work], None] | None = None
     deadline_at: float | None = None
     is_alone: bool = False
+    needs_lease: bool = True
     rows: list[Row] = field(default_factory=list)
     outputs: list[FloatArray | None] = field(default_factory=list)
     errors: dict[int, OndolError] = field(default_factory=dict)
@@ -88,38 +93,43 @@ class Work:
     is_struck: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _num_open: int = 0
+    _is_over: bool = False
 
     def add_rows(self, rows: list[Row]) -> None:
-        """Set the rows; each gets an output slot."""
+        """Set the rows; each gets an output slot. A work without rows is done at once, and tells nobody."""
         self.rows = rows
         self.outputs = [None] * len(rows)
         self._num_open = len(rows)
+        if not rows:
+            self._is_over = True
+            self.done.set()
 
     def settle(self, row: Row, output: FloatArray | None, error: OndolError | None) -> None:
         """Record a row's output or error; the first one counts. Thread-safe."""
         with self._lock:
-            if self.outputs[row.index] is not None or row.index in self.errors:
+            if self._is_over or self.outputs[row.index] is not None or row.index in self.errors:
                 return
             if error is not None:
                 self.errors[row.index] = error
             else:
                 self.outputs[row.index] = output
             self._num_open -= 1
-            is_last = self._num_open == 0
-        if is_last:
-            self._finish()
+            if self._num_open:
+                return
+            self._is_over = True
+        self._finish()
 
     def strike(self) -> None:
         """Nobody wants this any more: its rows are dropped when packing; waiting threads go on at once."""
         with self._lock:
-            if self.is_struck:
+            if self._is_over:
                 return
-            self.is_struck = True
-        self.done.set()
+            self.is_struck = self._is_over = True
+        self._finish()
 
     def _finish(self) -> None:
         self.done.set()
-        if self.on_done is not None and not self.is_struck:
+        if self.on_done is not None:
             self.on_done(self)
 
 

@@ -10,7 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ondol.contract.errors import InputTooLong, InvalidPayload, OndolError
 from ondol.contract.jobs import Inputs
-from ondol.contract.model_spec import ModelSpec
+from ondol.contract.model_spec import ModelSpec, PoolingMode
 from ondol.contract.payloads import EmbeddingOptions
 from workers.rows import IntArray
 
@@ -70,11 +70,16 @@ def tokenize(inputs: Inputs, options: EmbeddingOptions, spec: ModelSpec, tokeniz
     skip = 0 if spec.pooling.include_prompt or not prompt else _prompt_length(prompt, tokenizer)
     found = Tokenized()
     for i, encoding in enumerate(tokenizer.encode_batch_fast(texts)):
-        text = _Text(encoding.ids, *_bounds(encoding), skip=skip)
-        if len(text.ids) > limit and options.truncate == "error" and options.long_text != "window":
-            _refuse(found, i, num_tokens=len(text.ids), limit=limit)
+        ids = encoding.ids
+        if not ids:
+            _refuse(found, i, InvalidPayload(f"input {i} has no token", param=f"input[{i}]"), num_tokens=0)
+        elif (
+            len(ids) <= limit and options.pooling is not PoolingMode.NONE
+        ):  # nearly all of them: no need to look inside
+            piece = _Piece(np.array(ids, dtype=np.int32), min(skip, len(ids) - 1))
+            _add(found, i, [piece], is_cut=False)
         else:
-            _add(found, i, _pieces(text, limit, options), is_cut=_is_cut(text, limit, options))
+            _fit(found, i, _Text(ids, *_bounds(encoding), skip=skip), limit, options)
     return found
 
 
@@ -83,9 +88,9 @@ class _Piece:
     """A part of an input that fits: token ids [T], how many to leave out of pooling, its weight among the parts."""
 
     ids: IntArray
-    skip: int
-    weight: int
-    specials: tuple[int, ...]
+    skip: int = 0
+    weight: int = 1
+    specials: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +98,25 @@ class _Text:
     """A tokenised text: its own tokens lie from `begin` to before `end`, special tokens around them.
 
     `skip`: leading tokens that are the prompt's, the special tokens before it counted; 0 where nothing is left out.
+    `special_ids`: what counts as special inside, where the tokens were given as ids.
     """
 
     ids: list[int]
     begin: int
     end: int
     skip: int = 0
+    special_ids: frozenset[int] = frozenset()
 
     def piece(self, start: int, stop: int) -> _Piece:
         """The text's own tokens from `start` to before `stop`, between its special tokens."""
-        before, after = self.ids[: self.begin], self.ids[self.end :]
-        ids = np.array([*before, *self.ids[self.begin + start : self.begin + stop], *after], dtype=np.int32)
+        own = self.ids[self.begin + start : self.begin + stop]
+        ids = [*self.ids[: self.begin], *own, *self.ids[self.end :]]
         num_prompt = min(max(0, self.skip - self.begin - start), stop - start)
         skip = self.skip if start == 0 else self.begin + num_prompt if num_prompt else 0
-        tail = range(len(ids) - len(after), len(ids))
-        return _Piece(ids, min(skip, len(ids) - 1), stop - start - num_prompt, (*range(self.begin), *tail))
+        inside = range(self.begin, self.begin + len(own))
+        specials = [i for i, token_id in enumerate(ids) if i not in inside or token_id in self.special_ids]
+        weight = stop - start - num_prompt
+        return _Piece(np.array(ids, dtype=np.int32), min(skip, len(ids) - 1), weight, tuple(specials))
 
 
 def _pieces(text: _Text, limit: int, options: EmbeddingOptions) -> list[_Piece]:
@@ -122,8 +131,15 @@ def _pieces(text: _Text, limit: int, options: EmbeddingOptions) -> list[_Piece]:
     return [text.piece(num_own - room, num_own) if options.truncate == "left" else text.piece(0, room)]
 
 
-def _is_cut(text: _Text, limit: int, options: EmbeddingOptions) -> bool:
-    return len(text.ids) > limit and options.long_text != "window"
+def _fit(found: Tokenized, index: int, text: _Text, limit: int, options: EmbeddingOptions) -> None:
+    """Add the rows of a text, or its error if it is too long and neither cutting nor windows are wanted."""
+    is_cut = len(text.ids) > limit and options.long_text != "window"
+    if is_cut and options.truncate == "error":
+        message = f"input {index} has {len(text.ids)} tokens, the model takes {limit}; "
+        advice = "shorten it, or set truncate to right or left"
+        _refuse(found, index, InputTooLong(message + advice, param=f"input[{index}]"), num_tokens=len(text.ids))
+    else:
+        _add(found, index, _pieces(text, limit, options), is_cut=is_cut)
 
 
 def _add(found: Tokenized, index: int, pieces: list[_Piece], *, is_cut: bool) -> None:
@@ -133,32 +149,30 @@ def _add(found: Tokenized, index: int, pieces: list[_Piece], *, is_cut: bool) ->
     found.truncated.append(is_cut)
 
 
+def _refuse(found: Tokenized, index: int, error: OndolError, *, num_tokens: int) -> None:
+    found.errors[index] = error
+    found.tokens.append(num_tokens)
+    found.truncated.append(False)
+
+
 def _from_ids(
     inputs: Sequence[list[int]], options: EmbeddingOptions, spec: ModelSpec, limit: int, tokenizer: Tokenizer
 ) -> Tokenized:
-    """Rows of token ids, special tokens as given: nothing is added, and cutting keeps none of them."""
+    """Rows of token ids, special tokens as given: none is added, and cutting keeps none of them."""
     found = Tokenized()
-    special_ids = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special_ids = _special_ids(tokenizer) if options.pooling is PoolingMode.NONE else frozenset()
     for i, ids in enumerate(inputs):
         if max(ids) >= spec.vocab_size:
-            found.errors[i] = InvalidPayload(
-                f"token id {max(ids)} is outside the model's vocabulary of {spec.vocab_size}", param=f"input[{i}]"
-            )
-            found.tokens.append(0)
-            found.truncated.append(False)
-        elif len(ids) > limit and options.truncate == "error" and options.long_text != "window":
-            _refuse(found, i, num_tokens=len(ids), limit=limit)
+            message = f"token id {max(ids)} is outside the model's vocabulary of {spec.vocab_size}"
+            _refuse(found, i, InvalidPayload(message, param=f"input[{i}]"), num_tokens=0)
         else:
-            text = _Text(ids, 0, len(ids))
-            pieces = _pieces(text, limit, options)
-            marked = [_with_specials(piece, special_ids) for piece in pieces]
-            _add(found, i, marked, is_cut=_is_cut(text, limit, options))
+            _fit(found, i, _Text(ids, 0, len(ids), special_ids=special_ids), limit, options)
     return found
 
 
-def _with_specials(piece: _Piece, special_ids: set[int]) -> _Piece:
-    places = tuple(i for i, token_id in enumerate(piece.ids.tolist()) if token_id in special_ids)
-    return _Piece(piece.ids, piece.skip, piece.weight, places)
+def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(token_id for token_id, token in added.items() if token.special)
 
 
 def _check_room(limit: int, tokenizer: Tokenizer) -> None:
@@ -168,15 +182,6 @@ def _check_room(limit: int, tokenizer: Tokenizer) -> None:
             f"max_length {limit} leaves no room for a text beside {num_specials} special tokens",
             param="options.max_length",
         )
-
-
-def _refuse(found: Tokenized, index: int, *, num_tokens: int, limit: int) -> None:
-    found.errors[index] = InputTooLong(
-        f"input {index} has {num_tokens} tokens, the model takes {limit}; shorten it, or set truncate to right or left",
-        param=f"input[{index}]",
-    )
-    found.tokens.append(num_tokens)
-    found.truncated.append(False)
 
 
 def _bounds(encoding: Encoding) -> tuple[int, int]:

@@ -6,15 +6,17 @@ import argparse
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from ondol.contract.frames import Header
 from ondol.logs import configure_logging
 from ondol.settings import CommonSettings, load_settings
 from workers.device.arguments import DeviceArguments, add_device_arguments, device_arguments
-from workers.device.engine import Engine
 from workers.device.lifeline import bind_to_parent, lead_process_group
 from workers.device.pinning import pin
-from workers.device.serve import serve
+
+if TYPE_CHECKING:
+    from workers.device.engine import Engine
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +30,8 @@ def main(argv: list[str]) -> int:
     pin(arguments)
     settings = load_settings(CommonSettings)
     configure_logging(settings.log_level, settings.log_format, process=f"device-{arguments.device.replace(':', '')}")
+    from workers.device.serve import serve  # numpy's thread pool starts at its import: only after pinning
+
     with socket.socket(fileno=arguments.fd) as sock:
         sock.set_inheritable(False)
         engine, ready = _compose(arguments)
