@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     os.sched_setaffinity(0, cores)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(len(cores))
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the product sets it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     import torch

@@ -19,6 +19,7 @@ from workers.batcher import Batcher
 from workers.in_flight import InFlight
 from workers.model_library import ModelLibrary
 from workers.rows import Work
+from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +51,7 @@ class CallLoop:
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._cold = ThreadPoolExecutor(_COLD_THREADS, thread_name_prefix="cold-call")
-        self._thread = threading.Thread(target=self._loop, name="call-loop", daemon=True)
+        self._thread = vital_thread("call-loop", self._loop)
 
     def start(self) -> None:
         """Begin to take calls."""
@@ -120,6 +121,7 @@ class CallLoop:
         if not task.work.rows:
             self._reply(api_id, task, taken_at)
             return None
+        task.work.needs_lease = False
         task.work.on_done = lambda _: self._finish(api_id, task, taken_at)
         self._in_flight.add([task.work])
         with self._changed:
@@ -128,8 +130,14 @@ class CallLoop:
         return task.work
 
     def _finish(self, api_id: str, task: embedding.EmbeddingTask, taken_at: float) -> None:
+        """The call has ended: answered, or struck out, when nobody listens any more."""
         try:
-            self._reply(api_id, task, taken_at)
+            if not task.work.is_struck:
+                self._reply(api_id, task, taken_at)
+        except Exception as exc:  # the call's edge: whoever waits is answered, and the dispatcher goes on
+            log.exception("call.crashed", call_id=task.work.id)
+            error = OndolError(f"internal error: {type(exc).__name__}")
+            self._replies.send(api_id, pack_frame(error_header(task.work.id, error)))
         finally:
             self._in_flight.remove([task.work])
             with self._changed:

@@ -1,19 +1,23 @@
 """What this worker's handlers have claimed, and the audit that finds claims which no handler knows.
 
-Such claims come from a commit whose answer was lost: the job is ours in SQL, but nobody here runs it.
+Such claims come from a commit whose answer was lost: the job is ours in SQL, but nobody here runs it. A message without
+a handler would fill a place in the window for as long as the session lives.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import structlog
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob
+from ondol.sql.unit_of_work import UnitOfWork
 from workers.session import SessionKeeper
+from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
 
@@ -21,20 +25,29 @@ AUDIT_EVERY_S = 5.0
 
 
 class Claims:
-    """Thread-safe set of (job, attempt) pairs that handlers hold."""
+    """Thread-safe register of the messages and (job, attempt) pairs that handlers hold."""
 
     def __init__(self) -> None:
+        self._messages: Counter[str] = Counter()
         self._held: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
 
+    def begin(self, message_id: str) -> None:
+        """A handler has the message now."""
+        with self._lock:
+            self._messages[message_id] += 1
+
     def add(self, claimed: Iterable[ClaimedJob]) -> None:
-        """A handler holds these now."""
+        """A handler holds these jobs now."""
         with self._lock:
             self._held.update((job.id, job.attempt) for job in claimed)
 
-    def remove(self, claimed: Iterable[ClaimedJob]) -> None:
-        """A handler is done with these."""
+    def end(self, message_id: str, claimed: Iterable[ClaimedJob]) -> None:
+        """A handler is done with the message and these jobs."""
         with self._lock:
+            self._messages[message_id] -= 1
+            if self._messages[message_id] <= 0:
+                del self._messages[message_id]
             self._held.difference_update((job.id, job.attempt) for job in claimed)
 
     def unknown(self, pairs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
@@ -42,17 +55,26 @@ class Claims:
         with self._lock:
             return set(pairs) - self._held
 
+    def unknown_messages(self, ids: Iterable[str]) -> set[str]:
+        """Those of the messages that no handler has."""
+        with self._lock:
+            return set(ids) - self._messages.keys()
+
 
 class ClaimAudit:
     """Hands back what SQL says is ours and two looks in a row found without a handler."""
 
-    def __init__(self, database: Database, session: SessionKeeper, claims: Claims) -> None:
+    def __init__(
+        self, database: Database, session: SessionKeeper, claims: Claims, *, every_s: float = AUDIT_EVERY_S
+    ) -> None:
         self._database = database
         self._session = session
         self._claims = claims
-        self._suspects: set[tuple[str, int]] = set()
+        self._every_s = every_s
+        self._jobs: set[tuple[str, int]] = set()
+        self._messages: set[str] = set()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="claim-audit", daemon=True)
+        self._thread = vital_thread("claim-audit", self._loop)
 
     def start(self) -> None:
         """Begin to look."""
@@ -64,20 +86,30 @@ class ClaimAudit:
         self._thread.join(timeout=5)
 
     def _loop(self) -> None:
-        while not self._stopping.wait(AUDIT_EVERY_S):
+        while not self._stopping.wait(self._every_s):
             try:
-                self._look()
+                self.look()
             except DatabaseUnavailable as exc:
                 log.debug("audit.skipped", reason=exc.message)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """One look; what the look before this one found unknown too is handed back. DatabaseUnavailable."""
         session_id = self._session.current()
         if session_id is None:
-            self._suspects = set()
+            self._jobs, self._messages = set(), set()
             return
-        unknown = self._claims.unknown(self._database.read(lambda uow: uow.attempts.held_by(session_id)))
-        forgotten = unknown & self._suspects
-        self._suspects = unknown
-        if forgotten:
-            log.warning("audit.handed_back", num_jobs=len(forgotten))
-            self._database.write(lambda uow: uow.attempts.hand_back(sorted(forgotten)))
+        held, claimed = self._database.read(
+            lambda uow: (uow.attempts.held_by(session_id), uow.ringing.claimed_by(session_id))
+        )
+        jobs, messages = self._claims.unknown(held), self._claims.unknown_messages(claimed)
+        lost_jobs, lost_messages = sorted(jobs & self._jobs), sorted(messages & self._messages)
+        self._jobs, self._messages = jobs, messages
+        if lost_jobs or lost_messages:
+            log.warning("audit.handed_back", num_jobs=len(lost_jobs), num_messages=len(lost_messages))
+            self._database.write(lambda uow: _give_up(uow, lost_jobs, lost_messages))
+
+
+def _give_up(uow: UnitOfWork, held: Sequence[tuple[str, int]], message_ids: Sequence[str]) -> None:
+    uow.attempts.hand_back(held)
+    for message_id in message_ids:
+        uow.ringing.finish(message_id)

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
@@ -27,12 +27,14 @@ from workers.claims import Claims
 from workers.import_job import ImportRunner
 from workers.in_flight import InFlight
 from workers.model_library import ModelLibrary
+from workers.rows import Work
 from workers.session import SessionKeeper
 
 log = structlog.get_logger(__name__)
 
 MAX_INLINE_RESULT_BYTES = 1_000_000
-_MAX_BACKOFF_S = 60.0
+_FIRST_BACKOFF_S = 0.5
+_MAX_DOUBLINGS = 7
 _WAIT_SLICE_S = 0.5
 _RETRY_PAUSE_S = 0.3
 
@@ -59,54 +61,85 @@ class HandlerDeps:
 
 
 Outcome = Completion | Failure
+Prepared = tuple[ClaimedJob, embedding.EmbeddingTask]
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is to be written about the jobs of a message: ends, and jobs that go back to the queue."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    unfinished: list[ClaimedJob] = field(default_factory=list)
 
 
 def handle(message_id: str, deps: HandlerDeps) -> None:
     """Run all jobs of the message that this session can claim. What is stale, cancelled or finished is left out."""
     session_id = deps.session.current()
-    if session_id is None or deps.stopping.is_set():
+    if session_id is None:
         return  # no lease to claim under: the reconciler rings again
-    claimed = deps.database.write(lambda uow: uow.attempts.claim(message_id, session_id=session_id, worker=deps.worker))
-    deps.claims.add(claimed)
-    deps.wake.wake([job.id for job in claimed])
+    claimed: list[ClaimedJob] = []
+    deps.claims.begin(message_id)
     try:
+        if not deps.stopping.is_set():
+            claimed = _claim(message_id, session_id, deps)
         if claimed:
             _run_and_record(claimed, session_id, deps)
     finally:
-        deps.claims.remove(claimed)
+        deps.claims.end(message_id, claimed)
         _persist(lambda uow: uow.ringing.finish(message_id), session_id, deps)
         if not deps.stopping.is_set():
             deps.ringer.ring_soon()
 
 
+def _claim(message_id: str, session_id: str, deps: HandlerDeps) -> list[ClaimedJob]:
+    claimed = deps.database.write(lambda uow: uow.attempts.claim(message_id, session_id=session_id, worker=deps.worker))
+    deps.claims.add(claimed)
+    deps.wake.wake([job.id for job in claimed])
+    return claimed
+
+
 def _run_and_record(claimed: list[ClaimedJob], session_id: str, deps: HandlerDeps) -> None:
-    outcomes: list[Outcome] = []
-    waiting: list[tuple[ClaimedJob, embedding.EmbeddingTask]] = []
-    for job in claimed:
-        try:
-            if job.kind is JobKind.EMBEDDING:
-                waiting.append((job, _prepare(job, deps)))
-            else:
-                deps.importer.run(job)
-        except OndolError as exc:
-            outcomes.append(_failure(job, exc, deps))
-        except Exception as exc:  # the handler's edge: a fault of ours fails this job, not its neighbours
-            log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
-            outcomes.append(_failure(job, AttemptError(f"internal error: {type(exc).__name__}"), deps))
-    tasks = [task for _, task in waiting]
-    deps.in_flight.add([task.work for task in tasks])
+    record = _Record()
+    prepared = [ready for job in claimed if (ready := _begin(job, record, session_id, deps)) is not None]
+    works = [task.work for _, task in prepared]
+    deps.in_flight.add(works)
     try:
-        deps.batcher.add([task.work for task in tasks if task.work.rows])
-        unfinished = _wait([(job, task) for job, task in waiting], session_id, deps)
-        if deps.session.current() != session_id and not deps.stopping.is_set():
-            return  # the lease is lost: others own these jobs now
-        held = {job.id for job in unfinished}
-        for job, task in waiting:
-            if job.id not in held and not task.work.is_struck:
-                outcomes.append(_outcome(job, task, deps))
+        deps.batcher.add(works)
+        is_ending = _wait(works, session_id, deps)
     finally:
-        deps.in_flight.remove([task.work for task in tasks])
-    _record(outcomes, unfinished, session_id, deps)
+        deps.in_flight.remove(works)
+    if deps.session.current() != session_id:
+        return  # the lease is lost: others own these jobs now
+    for job, task in prepared:
+        if not task.work.is_struck:
+            record.outcomes.append(_outcome(job, task, deps))
+        elif is_ending:
+            record.unfinished.append(job)
+    _store(record, session_id, deps)
+
+
+def _begin(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) -> Prepared | None:
+    """The job ready for the batcher; None when it has ended already, or must go back to the queue."""
+    try:
+        if _must_end(session_id, deps):
+            record.unfinished.append(job)
+        elif job.kind is JobKind.EMBEDDING:
+            return job, _prepare(job, deps)
+        elif not deps.importer.run(job, must_end=lambda: _must_end(session_id, deps)):
+            record.unfinished.append(job)
+    except DatabaseUnavailable:  # an outage is nobody's failure: no retry is counted for it
+        record.unfinished.append(job)
+    except OndolError as exc:
+        record.outcomes.append(_failure(job, exc))
+    except Exception as exc:  # the handler's edge: a fault of ours fails this job, not its neighbours
+        log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
+        record.outcomes.append(_failure(job, AttemptError(f"internal error: {type(exc).__name__}")))
+    return None
+
+
+def _must_end(session_id: str, deps: HandlerDeps) -> bool:
+    """Whether the worker stops, or the lease under which the jobs were claimed is lost."""
+    return deps.stopping.is_set() or deps.session.current() != session_id
 
 
 def _prepare(job: ClaimedJob, deps: HandlerDeps) -> embedding.EmbeddingTask:
@@ -124,29 +157,47 @@ def _prepare(job: ClaimedJob, deps: HandlerDeps) -> embedding.EmbeddingTask:
     )
 
 
-def _wait(
-    waiting: list[tuple[ClaimedJob, embedding.EmbeddingTask]], session_id: str, deps: HandlerDeps
-) -> list[ClaimedJob]:
-    """Wait for all rows; the jobs that are to be handed back because the worker stops."""
-    for _, task in waiting:
-        work = task.work
-        while work.rows and not work.done.wait(_WAIT_SLICE_S):
-            if deps.stopping.is_set() or deps.session.current() != session_id:
-                break
-    if not deps.stopping.is_set():
-        return []
-    unfinished = [(job, task) for job, task in waiting if task.work.rows and not task.work.done.is_set()]
-    for _, task in unfinished:
-        task.work.strike()
-    return [job for job, _ in unfinished]
+def _wait(works: list[Work], session_id: str, deps: HandlerDeps) -> bool:
+    """Wait for all rows. True when the worker stops or the lease is lost first: what is not done is struck out."""
+    for work in works:
+        while not work.done.wait(_WAIT_SLICE_S):
+            if _must_end(session_id, deps):
+                for open_work in works:
+                    open_work.strike()
+                return True
+    return False
 
 
 def _outcome(job: ClaimedJob, task: embedding.EmbeddingTask, deps: HandlerDeps) -> Outcome:
-    found = embedding.answer(task)
+    """How the job ended. Never raises: a job without an outcome would run for as long as the session lives."""
     timings = _timings(job, task)
-    if len(found.errors) == task.num_inputs:
-        error = found.errors[min(found.errors)]
-        return _failure(job, error, deps, timings=timings, num_losses=task.work.num_new_losses)
+    try:
+        found = embedding.answer(task)
+        error = _error_of(job, task, found)
+        if error is None:
+            return _completion(job, task, found, timings, deps)
+    except OndolError as exc:
+        error = exc
+    except Exception as exc:  # the handler's edge: a fault of ours fails this job, not its neighbours
+        log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
+        error = AttemptError(f"internal error: {type(exc).__name__}")
+    return _failure(job, error, timings=timings, num_losses=task.work.num_new_losses)
+
+
+def _error_of(job: ClaimedJob, task: embedding.EmbeddingTask, found: embedding.EmbeddingAnswer) -> OndolError | None:
+    """What fails the job as a whole: a missed deadline, or an error in each of its inputs."""
+    if job.deadline_at is not None and time.time() > job.deadline_at:
+        return DeadlineExceeded("the deadline passed before the job was done")
+    return found.errors[min(found.errors)] if len(found.errors) == task.num_inputs else None
+
+
+def _completion(
+    job: ClaimedJob,
+    task: embedding.EmbeddingTask,
+    found: embedding.EmbeddingAnswer,
+    timings: dict[str, float],
+    deps: HandlerDeps,
+) -> Completion:
     data = embedding.data_of(found)
     is_large = len(data) > MAX_INLINE_RESULT_BYTES
     blob_path = deps.blobs.write(job.id, job.attempt, data) if is_large else None
@@ -174,52 +225,67 @@ def _timings(job: ClaimedJob, task: embedding.EmbeddingTask) -> dict[str, float]
 
 
 def _failure(
-    job: ClaimedJob,
-    error: OndolError,
-    deps: HandlerDeps,
-    *,
-    timings: dict[str, float] | None = None,
-    num_losses: int = 0,
+    job: ClaimedJob, error: OndolError, *, timings: dict[str, float] | None = None, num_losses: int = 0
 ) -> Failure:
-    may_retry = error.retryable and job.attempt < deps.max_attempts and not isinstance(error, DeadlineExceeded)
+    """The failure; how many retries are left is decided in SQL, where they are counted."""
+    backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
     return Failure(
         job_id=job.id,
         attempt=job.attempt,
         error=error.as_dict(),
-        retry_after_s=min(_MAX_BACKOFF_S, 0.25 * 2**job.attempt) if may_retry else None,
+        retry_after_s=backoff_s if error.retryable else None,
         num_losses=num_losses,
         timings=timings,
     )
 
 
-def _record(outcomes: list[Outcome], unfinished: list[ClaimedJob], session_id: str, deps: HandlerDeps) -> None:
+def _store(record: _Record, session_id: str, deps: HandlerDeps) -> None:
     """State and result in one transaction, all jobs of the message at once; then wake whoever waits."""
-    completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    if not outcomes and not unfinished:
+    if not record.outcomes and not record.unfinished:
         return
     started_at = time.monotonic()
-
-    def work(uow: UnitOfWork) -> list[str]:
-        recorded = uow.attempts.complete(completions, worker=deps.worker) if completions else []
-        recorded += uow.attempts.fail(failures, max_retries=deps.max_attempts, worker=deps.worker) if failures else []
-        recorded += uow.attempts.hand_back([(job.id, job.attempt) for job in unfinished]) if unfinished else []
-        uow.after_commit(lambda: deps.wake.wake(recorded))
-        return recorded
-
-    recorded = _persist(work, session_id, deps)
+    try:
+        recorded = _persist(lambda uow: _write(uow, record, deps), session_id, deps)
+    except Exception:  # the handler's edge: one result that SQL refuses must not keep its neighbours from ending
+        log.exception("message.not_recorded", num_outcomes=len(record.outcomes))
+        _store_one_by_one(record, session_id, deps)
+        return
     if recorded is None:
         return
+    failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
     log.info(
         "message.recorded",
-        num_succeeded=len(completions),
+        num_succeeded=len(record.outcomes) - len(failures),
         num_failed=len(failures),
-        num_handed_back=len(unfinished),
-        num_stale=len(outcomes) + len(unfinished) - len(recorded),
+        num_handed_back=len(record.unfinished),
+        num_stale=len(record.outcomes) + len(record.unfinished) - len(recorded),
         store_s=round(time.monotonic() - started_at, 4),
     )
     for failure in failures:
         log.warning("attempt.failed", job_id=failure.job_id, attempt=failure.attempt, code=failure.error["code"])
+
+
+def _store_one_by_one(record: _Record, session_id: str, deps: HandlerDeps) -> None:
+    for one in [_Record([outcome]) for outcome in record.outcomes] + [_Record([], record.unfinished)]:
+        try:
+            _persist(lambda uow, one=one: _write(uow, one, deps), session_id, deps)  # type: ignore[misc]  # bound here
+        except Exception as exc:
+            if not one.outcomes:
+                raise
+            log.exception("attempt.not_recorded", job_id=one.outcomes[0].job_id)
+            error = AttemptError(f"the result could not be recorded: {type(exc).__name__}")
+            failed = Failure(one.outcomes[0].job_id, one.outcomes[0].attempt, error.as_dict())
+            _persist(lambda uow, failed=failed: _write(uow, _Record([failed]), deps), session_id, deps)  # type: ignore[misc]  # bound here
+
+
+def _write(uow: UnitOfWork, record: _Record, deps: HandlerDeps) -> list[str]:
+    completions = [outcome for outcome in record.outcomes if isinstance(outcome, Completion)]
+    failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
+    recorded = uow.attempts.complete(completions, worker=deps.worker)
+    recorded += uow.attempts.fail(failures, max_retries=deps.max_attempts - 1, worker=deps.worker)
+    recorded += uow.attempts.hand_back([(job.id, job.attempt) for job in record.unfinished])
+    uow.after_commit(lambda: deps.wake.wake(recorded))
+    return recorded
 
 
 def _persist(work: Callable[[UnitOfWork], T], session_id: str, deps: HandlerDeps) -> T | None:

@@ -6,7 +6,10 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,11 @@ from workers.model_library import ModelLibrary
 log = structlog.get_logger(__name__)
 
 IMPORT_LIMIT_S = 900.0
+_LOOK_S = 0.5
 
 
 class ImportRunner:
-    """Runs one import at a time a handler thread; everything half-done is below `staging` and removed."""
+    """Runs one import at a time a handler thread; everything half-done is below `staging`, this worker's own folder."""
 
     def __init__(
         self, *, database: Database, store: ModelStore, library: ModelLibrary, wake: WakeBus, staging: Path
@@ -41,9 +45,32 @@ class ImportRunner:
         self._library = library
         self._wake = wake
         self._staging = staging
+        shutil.rmtree(staging, ignore_errors=True)  # what an import left that ended with its worker
 
-    def run(self, job: ClaimedJob) -> None:
-        """Import and record; raises OndolError (ModelRefused and the like) when nothing was published."""
+    def run(self, job: ClaimedJob, *, must_end: Callable[[], bool]) -> bool:
+        """Import and record. False: `must_end` came true first, and the job goes back to the queue.
+
+        Raises OndolError (ModelRefused and the like) when nothing was published. An import that was given up runs on
+        until its child ends with this process; what it would still publish is refused as stale.
+        """
+        done: Future[None] = Future()
+        threading.Thread(target=self._run_to, args=(job, done), name=f"import-{job.id}", daemon=True).start()
+        while not wait([done], timeout=_LOOK_S).done:
+            if must_end():
+                log.warning("import.given_up", job_id=job.id)
+                return False
+        done.result()
+        return True
+
+    def _run_to(self, job: ClaimedJob, done: Future[None]) -> None:
+        try:
+            self._run(job)
+        except BaseException as exc:  # noqa: BLE001 - the thread's edge: the handler that waits raises it again
+            done.set_exception(exc)
+        else:
+            done.set_result(None)
+
+    def _run(self, job: ClaimedJob) -> None:
         source = Path(ImportInput.model_validate_json(job.payload).path)
         options = ImportOptions.model_validate(job.options)
         started_at = time.monotonic()

@@ -125,7 +125,7 @@ class WorkerProcess:
             store=store,
             library=self._library,
             wake=self._wake,
-            staging=settings.data_dir / "staging",
+            staging=settings.data_dir / "staging" / self.name,
         )
         self._claims = Claims()
         self._session: SessionKeeper

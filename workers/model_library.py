@@ -69,6 +69,7 @@ class ModelLibrary:
         self._dtypes: dict[tuple[str, str], str] = {}
         self._loaded: dict[str, DeviceModel] = {}
         self._load_lock = threading.Lock()
+        self._probe_lock = threading.Lock()
         self.device_kind = "unknown"
         self.device_dtypes: tuple[str, ...] = ("float32",)
 
@@ -97,6 +98,8 @@ class ModelLibrary:
     def device_model(self, version: ServedVersion, dtype: str) -> DeviceModel:
         """The version in the dtype that the option means here, loaded on the device; blocks while it loads."""
         model = _device_model(version.record, version.path, self._resolve(version, self._wanted(dtype)))
+        if model.key in self._loaded:  # without the lock: a model that loads for minutes holds up no other
+            return model
         with self._load_lock:
             if model.key in self._loaded:
                 return model
@@ -142,14 +145,18 @@ class ModelLibrary:
                 raise InvalidPayload(f"this device does not run {dtype}; it runs {offered}", param="options.dtype")
             resolved = dtype
         else:
-            kind = self.device_kind
-            found = self._database.read(lambda uow: uow.models.resolved_dtype(digest, kind))
-            if found is None:
-                probed = self.probe(version.path, digest, version.record.ref)
-                found = self._database.write(lambda uow: uow.models.record_dtype(probed))
-            resolved = found.dtype
+            with self._probe_lock:
+                resolved = self._dtypes.get((digest, dtype)) or self._resolve_auto(version)
         self._dtypes[(digest, dtype)] = resolved
         return resolved
+
+    def _resolve_auto(self, version: ServedVersion) -> str:
+        kind, digest = self.device_kind, version.record.manifest_digest
+        found = self._database.read(lambda uow: uow.models.resolved_dtype(digest, kind))
+        if found is None:
+            probed = self.probe(version.path, digest, version.record.ref)
+            found = self._database.write(lambda uow: uow.models.record_dtype(probed))
+        return found.dtype
 
     def _fetch(self, version_id: str) -> ServedVersion:
         record = self._database.read(lambda uow: uow.models.by_id(version_id))

@@ -11,6 +11,7 @@ import structlog
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database
+from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +58,7 @@ class SessionKeeper:
         self._valid_until = 0.0
         self._stopping = threading.Event()
         self._renew_now = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="session-keeper", daemon=True)
+        self._thread = vital_thread("session-keeper", self._loop)
 
     def start(self) -> None:
         """Begin to open and renew."""
@@ -73,16 +74,18 @@ class SessionKeeper:
         self._renew_now.set()
 
     def end(self, *, reason: str) -> None:
-        """Stop renewing and end the session; what it held must have been handed back."""
+        """Stop renewing and end the session; what it still holds is handed back."""
         self._stopping.set()
         self._renew_now.set()
         self._thread.join(timeout=10)
         session_id = self._session_id
         if session_id is not None:
             try:
-                self._database.write(lambda uow: uow.sessions.end(session_id, reason=reason))
+                left = self._database.write(lambda uow: uow.sessions.stop(session_id, reason=reason))
             except DatabaseUnavailable as exc:
                 log.warning("session.not_ended", reason=exc.message)
+            else:
+                log.info("session.ended", session_id=session_id, num_handed_back=len(left))
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

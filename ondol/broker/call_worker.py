@@ -29,17 +29,20 @@ class CallTaker:
 
     def take(self, at_most: int) -> list[tuple[str, CallRequest]]:
         """Up to so many (api id, request); blocks for a second at most, then answers none."""
+        frames: list[bytes] = []
         try:
-            popped = self._client.blpop(self._keys, timeout=_BLOCK_S)
+            popped: Any = self._client.blpop(self._keys, timeout=_BLOCK_S)
             if popped is None:
                 return []
             key, first = popped
-            more = self._client.lpop(key, at_most - 1) if at_most > 1 else None
-        except (RedisError, OSError) as exc:
+            frames.append(first)
+            if at_most > 1:
+                more: Any = self._client.lpop(key, at_most - 1)
+                frames += more or []
+        except (RedisError, OSError) as exc:  # what was taken before is still answered
             log.warning("calls.not_taken", reason=str(exc)[:200])
             threading.Event().wait(0.5)
-            return []
-        requests = [_parse_request(frame) for frame in (first, *(more or []))]
+        requests = [_parse_request(frame) for frame in frames]
         return [request for request in requests if request is not None]
 
     def take_waiting(self) -> list[tuple[str, CallRequest]]:
@@ -110,7 +113,7 @@ def _parse_request(frame: bytes) -> tuple[str, CallRequest] | None:
             version_id=header["version_id"],
             model_ref=header["model_ref"],
             kind=JobKind(header["kind"]),
-            options=header["options"],
+            options=dict(header["options"]),
             inputs=header["inputs"],
             deadline_at=float(header["deadline_at"]),
             priority=Priority(header["priority"]),

@@ -97,6 +97,7 @@ class CallSender:
         self._waiting: dict[str, tuple[asyncio.Future[CallReply], str]] = {}
         self._in_flight: dict[str, int] = {}
         self._push_task: asyncio.Task[None] | None = None
+        self._strikes: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -105,7 +106,7 @@ class CallSender:
 
     async def stop(self) -> None:
         """Stop; calls that still wait fail as BrokerUnavailable."""
-        for task in (self._reader, self._push_task):
+        for task in (self._reader, self._push_task, *self._strikes):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -127,12 +128,11 @@ class CallSender:
 
         Cancelling the awaiting task strikes the call out of the worker's batches.
         """
+        frame = pack_frame(request.to_header(self._api_id))
         future: asyncio.Future[CallReply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = (future, worker)
         self._in_flight[worker] = self._in_flight.get(worker, 0) + 1
-        self._pending.append(
-            (request_key(worker, request.priority), pack_frame(request.to_header(self._api_id)), request.id)
-        )
+        self._pending.append((request_key(worker, request.priority), frame, request.id))
         if self._push_task is None or self._push_task.done():
             self._push_task = asyncio.create_task(self._push(), name="call-push")
         try:
@@ -140,7 +140,7 @@ class CallSender:
         except TimeoutError as exc:
             raise DeadlineExceeded("no answer came before the call's deadline") from exc
         except asyncio.CancelledError:
-            await asyncio.shield(self._strike(request.id))
+            self._strike_soon(request.id)
             raise
         finally:
             self._waiting.pop(request.id, None)
@@ -158,7 +158,7 @@ class CallSender:
                     pipeline.rpush(key, *frames)
                     pipeline.expire(key, LIST_TTL_S)
                 await pipeline.execute()
-            except (RedisError, OSError) as exc:
+            except Exception as exc:  # noqa: BLE001 - the task's edge: everybody whose call was not sent is told so
                 self._fail([call_id for _, _, call_id in batch], exc)
 
     def _fail(self, ids: list[str], exc: Exception) -> None:
@@ -167,6 +167,12 @@ class CallSender:
             waiting = self._waiting.get(call_id)
             if waiting is not None and not waiting[0].done():
                 waiting[0].set_exception(BrokerUnavailable("Redis does not answer; try again"))
+
+    def _strike_soon(self, call_id: str) -> None:
+        """Strike out beside the caller, who must not wait for a Redis that does not answer."""
+        task = asyncio.create_task(self._strike(call_id), name="call-strike")
+        self._strikes.add(task)
+        task.add_done_callback(self._strikes.discard)
 
     async def _strike(self, call_id: str) -> None:
         with contextlib.suppress(RedisError, OSError):
@@ -197,8 +203,8 @@ class CallSender:
                 waiting[0].set_result(_parse_reply(header, body))
             else:
                 waiting[0].set_exception(_parse_error(header["error"]))
-        except (FrameError, KeyError, ValueError):
-            log.exception("calls.reply_unreadable")
+        except (FrameError, LookupError, ValueError, TypeError, AttributeError):
+            log.exception("calls.reply_unreadable")  # its caller's deadline answers; the next reply is read
 
 
 def reply_header(call_id: str, reply: CallReply) -> tuple[Header, bytes]:

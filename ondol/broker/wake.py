@@ -75,7 +75,7 @@ class WakeBus:
         for channel, ids in grouped.items():
             try:
                 self._client.publish(channel, json.dumps(ids))
-            except RedisError as exc:
+            except (RedisError, OSError) as exc:
                 log.debug("wake.not_sent", channel=channel, reason=str(exc)[:200])
 
 
@@ -123,13 +123,13 @@ class WakeListener:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
                     await pubsub.subscribe(WAKE_CHANNEL)
+                    self._notify(list(self._waiting))  # hints may have been missed: everybody looks again
                     while True:
                         message = await pubsub.get_message(timeout=10)
                         if message is not None:
-                            self._notify(json.loads(message["data"]))
-            except (RedisError, OSError, ValueError) as exc:
-                log.debug("wake.listener_reconnects", reason=str(exc)[:200])
-                self._notify(list(self._waiting))  # hints may have been missed: everybody looks again
+                            self._notify(_ids_of(message["data"]))
+            except (RedisError, OSError) as exc:
+                log.info("wake.listener_reconnects", reason=str(exc)[:200])
                 await asyncio.sleep(0.5)
 
     def _notify(self, job_ids: Sequence[str]) -> None:
@@ -176,12 +176,24 @@ class StrikeListener:
                 with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
                     pubsub.subscribe(STRIKE_CHANNEL)
                     self._receive(pubsub)
-            except (RedisError, OSError, ValueError) as exc:
-                log.debug("strike.listener_reconnects", reason=str(exc)[:200])
+            except (RedisError, OSError) as exc:
+                log.info("strike.listener_reconnects", reason=str(exc)[:200])
                 self._stopping.wait(0.5)
 
     def _receive(self, pubsub: redis.client.PubSub) -> None:
         while not self._stopping.is_set():
             message = pubsub.get_message(timeout=1.0)
             if message is not None:
-                self._on_strike(json.loads(message["data"]))
+                self._on_strike(_ids_of(message["data"]))
+
+
+def _ids_of(data: bytes) -> list[str]:
+    """The ids of a hint; none for bytes that are no hint of ours."""
+    try:
+        ids = json.loads(data)
+    except ValueError:
+        ids = None
+    if not isinstance(ids, list):
+        log.warning("wake.hint_unreadable", num_bytes=len(data))
+        return []
+    return [str(each) for each in ids]

@@ -83,6 +83,7 @@ class Reconciler:
             taken = uow.attempts.take_back(session_id)
             moved += taken
             log.warning("repair.session_lapsed", session_id=session_id, worker=worker, num_jobs=len(taken))
+        moved += uow.attempts.take_back_forgotten()
         late = uow.jobs.expire_deadlines()
         moved += late
         if has_lost_messages:

@@ -61,3 +61,7 @@ class Ringer:
                 self.ring()
             except DatabaseUnavailable as exc:
                 log.warning("ring.database_unavailable", reason=exc.message)
+            except (
+                Exception
+            ):  # the thread's edge: the reconciler rings what this round did not, the next round is tried
+                log.exception("ring.failed")

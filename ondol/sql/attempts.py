@@ -11,7 +11,7 @@ from sqlalchemy.engine import Row
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority, Reason
 from ondol.sql.records import ClaimedJob, Completion, Failure
-from ondol.sql.tables import attempts, job_inputs, jobs, messages, results
+from ondol.sql.tables import attempts, job_inputs, jobs, messages, results, sessions
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -45,10 +45,15 @@ class AttemptRepository:
         self._conn = uow.conn
 
     def claim(self, message_id: str, *, session_id: str, worker: str) -> list[ClaimedJob]:
-        """Claim all jobs that were rung by the message and still wait; finished, cancelled or re-rung ones stay out."""
+        """Claim all jobs that were rung by the message and still wait; finished, cancelled or re-rung ones stay out.
+
+        Nothing is claimed under a session that has ended or lapsed: a worker that was frozen between its own look at
+        the lease and this transaction would take jobs that nobody ever takes back from it.
+        """
+        if not self._uow.sessions.hold(session_id):
+            return []
         now = self._uow.now
-        claimed = self._claim_message(message_id, session_id, now)
-        if not claimed:
+        if not self._claim_message(message_id, session_id, now):
             return []
         statement = (
             sa.update(jobs)
@@ -120,20 +125,18 @@ class AttemptRepository:
 
     def hand_back(self, held: Sequence[tuple[str, int]]) -> list[str]:
         """Queue again what a stopping worker holds; neither a loss nor a retry is counted."""
-        rows = self._end(held, after=JobState.QUEUED, reason=Reason.HANDED_BACK, values={"run_after": self._uow.now})
+        rows = self._end(held, after=JobState.QUEUED, reason=Reason.HANDED_BACK, values={})
         self._close_attempts([(r.id, r.attempt, "handed_back", None, None, None) for r in rows])
         return [row.id for row in rows]
 
     def take_back(self, session_id: str) -> list[str]:
         """Queue again, or fail, everything that a lapsed session held, and forget its messages."""
-        now = self._uow.now
         was_alone = sa.case((jobs.c.is_alone, 1), else_=0)
         rows = self._end(
             self.held_by(session_id),
             after=JobState.QUEUED,
             reason=Reason.LAPSED,
             values={
-                "run_after": now,
                 "num_losses": jobs.c.num_losses + was_alone,
                 "num_lapses": jobs.c.num_lapses + 1,
                 "is_alone": sa.or_(jobs.c.is_alone, jobs.c.num_lapses + 1 >= LAPSES_BEFORE_ALONE),
@@ -143,6 +146,19 @@ class AttemptRepository:
         self._fail_lost([row.id for row in rows])
         self._conn.execute(sa.delete(messages).where(messages.c.session_id == session_id))
         return [row.id for row in rows]
+
+    def take_back_forgotten(self) -> list[str]:
+        """Queue again, or fail, what still runs under sessions that have ended; no regular way leads there."""
+        ended = (
+            sa.select(jobs.c.session_id)
+            .join(sessions, sessions.c.id == jobs.c.session_id)
+            .where(jobs.c.session_id.is_not(None), jobs.c.state == JobState.RUNNING, sessions.c.ended_at.is_not(None))
+            .distinct()
+        )
+        taken: list[str] = []
+        for row in self._conn.execute(ended).all():
+            taken += self.take_back(row.session_id)
+        return taken
 
     def _fail_lost(self, ids: Sequence[str]) -> None:
         if not ids:

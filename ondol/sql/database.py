@@ -10,7 +10,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import structlog
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.unit_of_work import UnitOfWork
@@ -30,6 +31,17 @@ Work = Callable[[UnitOfWork], T]
 MAX_GROUP = 128
 _RETRY_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 _PG_RETRYABLE = {"40001", "40P01", "55P03"}
+# Frozen in the middle of a transaction, a process would hold its locks, and the repairs behind them, for ever; behind a
+# half-open link it would wait for ever itself. So the server ends idle transactions, and the kernel dead connections.
+_PG_LIMITS = "SET idle_in_transaction_session_timeout = 5000; SET lock_timeout = 5000; SET statement_timeout = 60000"
+_PG_CONNECT = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 12_000,
+}
+_SQLITE_BUSY_S = 5
 
 log = structlog.get_logger(__name__)
 
@@ -50,9 +62,11 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self._read_engine = _make_engine(url, pool_size=pool_size, is_writer=False)
-        self._write_engine = _make_engine(url, pool_size=2, is_writer=True) if self.is_sqlite else self._read_engine
+        # An engine of its own on PostgreSQL too: readers that use up the pool must not keep a lease from being renewed.
+        self._write_engine = _make_engine(url, pool_size=2, is_writer=True)
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
+        self._lock = threading.Lock()
         self._writer = threading.Thread(target=self._write_loop, name="sql-writer", daemon=True)
         self._writer.start()
 
@@ -61,15 +75,16 @@ class Database:
         try:
             with self._read_engine.begin() as conn:
                 return work(UnitOfWork(conn, is_sqlite=self.is_sqlite))
-        except DBAPIError as exc:
+        except (DBAPIError, PoolTimeout) as exc:
             raise _translate(exc) from exc
 
     def submit(self, work: Work[T]) -> Future[T]:
         """Hand `work` to the writer; the future is done after the commit. `work` may run more than once."""
-        if self._closed:
-            raise DatabaseUnavailable("the database is closed")
         item = _Item(work)
-        self._queue.put(item)
+        with self._lock:  # nothing is queued behind the end of the queue, where nobody would answer it
+            if self._closed:
+                raise DatabaseUnavailable("the database is closed")
+            self._queue.put(item)
         return item.future
 
     def write(self, work: Work[T]) -> T:
@@ -82,10 +97,11 @@ class Database:
 
     def close(self) -> None:
         """Finish the writes that were handed over, then let go of all connections."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            self._writer.join(timeout=30)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._writer.join(timeout=30)
         self._read_engine.dispose()
         self._write_engine.dispose()
 
@@ -112,6 +128,9 @@ class Database:
         for pause_s in (*_RETRY_PAUSES_S, None):
             try:
                 outcomes, hooks = self._attempt(group, is_retry=is_retry)
+            except PoolTimeout as exc:
+                _fail_all(group, _translate(exc))
+                return
             except DBAPIError as exc:
                 is_retry = True
                 if pause_s is not None and _may_retry(exc):
@@ -179,7 +198,7 @@ def _answer(
         except Exception:  # a hook is a hint sent after the commit; its failure must not undo an answer
             log.exception("sql.hook_failed")
     for item, (value, error) in zip(group, outcomes, strict=True):
-        with suppress(Exception):  # the caller may have cancelled its future
+        with suppress(InvalidStateError):  # the caller may have cancelled its future
             if error is None:
                 item.future.set_result(value)
             else:
@@ -188,25 +207,32 @@ def _answer(
 
 def _fail_all(group: Sequence[_Item], error: Exception) -> None:
     for item in group:
-        if not item.future.done():
+        with suppress(InvalidStateError):  # the caller may have cancelled its future
             item.future.set_exception(error)
 
 
 def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
     options: dict[str, Any] = {"json_serializer": _dump_json, "pool_pre_ping": not url.startswith("sqlite")}
     if url.startswith("sqlite"):
-        options |= {"connect_args": {"timeout": 30, "check_same_thread": False}, "pool_size": pool_size}
+        options |= {"connect_args": {"timeout": _SQLITE_BUSY_S, "check_same_thread": False}, "pool_size": pool_size}
         engine = sa.create_engine(url, poolclass=sa.pool.QueuePool, **options)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_immediate if is_writer else _begin_deferred)
         return engine
-    options |= {"connect_args": {"connect_timeout": 5}, "pool_size": pool_size, "max_overflow": 4, "pool_timeout": 10}
-    return sa.create_engine(url, **options)
+    options |= {"connect_args": _PG_CONNECT, "pool_size": pool_size, "max_overflow": 4, "pool_timeout": 10}
+    engine = sa.create_engine(url, **options)
+    event.listen(engine, "connect", _limit_postgresql)
+    return engine
+
+
+def _limit_postgresql(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.execute(_PG_LIMITS)
+    dbapi_connection.commit()
 
 
 def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_SQLITE_BUSY_S * 1000}"):
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
 
@@ -234,7 +260,9 @@ def _is_unavailable(exc: DBAPIError) -> bool:
     return exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError)
 
 
-def _translate(exc: DBAPIError) -> Exception:
+def _translate(exc: DBAPIError | PoolTimeout) -> Exception:
+    if isinstance(exc, PoolTimeout):
+        return DatabaseUnavailable("all connections to the database are in use; try again")
     if _is_unavailable(exc):
         return DatabaseUnavailable(f"the database does not answer: {str(exc.orig).splitlines()[0][:200]}")
     return exc

@@ -12,7 +12,7 @@ from ondol.contract.errors import IllegalTransition, JobNotFound
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState, Priority, Reason, sources_of
 from ondol.sql.records import JobRecord, NewJob
-from ondol.sql.tables import attempts, events, job_inputs, jobs, results
+from ondol.sql.tables import IS_QUEUED, IS_RUNG, IS_WAITING, attempts, events, job_inputs, jobs, results
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -85,24 +85,31 @@ class JobRepository:
 
     def queue_position(self, job: JobRecord, *, at_most: int = 10_000) -> int:
         """How many queued jobs of the same class go before this one, counted up to `at_most`."""
-        ahead = (
-            sa.select(jobs.c.id)
-            .where(jobs.c.state == JobState.QUEUED, jobs.c.priority == job.priority, jobs.c.id < job.id)
-            .limit(at_most)
-            .subquery()
+        goes_before = sa.or_(
+            jobs.c.run_after < job.run_after, sa.and_(jobs.c.run_after == job.run_after, jobs.c.id < job.id)
         )
-        return int(self._conn.execute(sa.select(sa.func.count()).select_from(ahead)).scalar_one())
+        num = 0
+        for part in (IS_WAITING, IS_RUNG):
+            ahead = (
+                sa.select(jobs.c.id)
+                .where(part, jobs.c.priority == job.priority, jobs.c.run_after <= job.run_after, goes_before)
+                .limit(at_most)
+                .subquery()
+            )
+            num += int(self._conn.execute(sa.select(sa.func.count()).select_from(ahead)).scalar_one())
+        return min(num, at_most)
 
     def backlog(self) -> tuple[int, int]:
         """Jobs that are queued, and the sum of their estimated tokens."""
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.estimated_tokens), 0)).where(
-            jobs.c.state == JobState.QUEUED
-        )
-        count, tokens = self._conn.execute(query).one()
-        return int(count), int(tokens)
+        num_jobs = num_tokens = 0
+        for part in (IS_WAITING, IS_RUNG):  # a partial index each; one condition over both would read all finished jobs
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.estimated_tokens), 0))
+            count, tokens = self._conn.execute(query.where(part)).one()
+            num_jobs, num_tokens = num_jobs + int(count), num_tokens + int(tokens)
+        return num_jobs, num_tokens
 
     def num_finished_since(self, since: float) -> int:
-        """Attempts that ended after `since`: the measured drain rate's numerator."""
+        """Jobs that ended after `since`: the measured drain rate's numerator."""
         query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.finished_at > since)
         return int(self._conn.execute(query).scalar_one())
 
@@ -158,7 +165,7 @@ class JobRepository:
         """Fail queued jobs whose deadline has passed."""
         query = (
             sa.select(jobs.c.id)
-            .where(jobs.c.state == JobState.QUEUED, jobs.c.deadline_at.is_not(None), jobs.c.deadline_at < self._uow.now)
+            .where(IS_QUEUED, jobs.c.deadline_at.is_not(None), jobs.c.deadline_at < self._uow.now)
             .order_by(jobs.c.id)
             .limit(limit)
         )

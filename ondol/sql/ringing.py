@@ -17,10 +17,13 @@ from ondol.contract.ids import new_id
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
 from ondol.sql.records import RungMessage
-from ondol.sql.tables import jobs, messages, sessions
+from ondol.sql.tables import IS_RUNG, IS_WAITING, jobs, messages, sessions
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
+
+
+_CHOOSERS_LOCK = 0x6F6E646F6C  # "ondol"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,9 @@ class RingRepository:
         self._conn = uow.conn
 
     def choose(self, limits: WindowLimits) -> list[RungMessage]:
-        """Fill the windows of all ready workers with waiting jobs, oldest first; publish what it answers after commit.
+        """Fill the windows of all ready workers with waiting jobs; publish what it answers after the commit.
+
+        Jobs go in the order in which they might run; one that was handed back or taken back keeps its place.
 
         Workers take turns, one message each, so that a short backlog is spread over the devices.
         """
@@ -68,13 +73,17 @@ class RingRepository:
         return chosen
 
     def finish(self, message_id: str) -> None:
-        """Forget a message whose handler is done."""
-        self._conn.execute(sa.delete(messages).where(messages.c.id == message_id))
-
-    def recall(self, message_id: str, *, session_id: str) -> None:
-        """Let go of a message: what is still queued under it waits to be rung again."""
+        """Forget a message whose handler is done; what is still queued under it waits to be rung again."""
         self._release(messages.c.id == message_id)
-        self._conn.execute(sa.delete(messages).where(messages.c.id == message_id, messages.c.session_id == session_id))
+
+    def claimed_by(self, session_id: str) -> list[str]:
+        """Messages that the session has claimed and not finished."""
+        query = sa.select(messages.c.id).where(messages.c.session_id == session_id)
+        return [row.id for row in self._conn.execute(query)]
+
+    def recall_of(self, worker: str) -> int:
+        """Let go of all messages of a worker that stops. How many."""
+        return self._release(messages.c.worker == worker)
 
     def recall_unclaimed(self, *, rung_before: float | None = None) -> int:
         """Let go of messages that nobody claimed: those rung before a time, or all. How many."""
@@ -88,20 +97,12 @@ class RingRepository:
         ended = sa.select(sessions.c.id).where(sessions.c.ended_at.is_not(None))
         released = self._release(sa.and_(messages.c.claimed_at.is_not(None), messages.c.session_id.in_(ended)))
         known = sa.select(messages.c.id)
-        statement = (
-            sa.update(jobs)
-            .where(jobs.c.message_id.is_not(None), jobs.c.state == JobState.QUEUED, jobs.c.message_id.not_in(known))
-            .values(message_id=None)
-        )
+        statement = sa.update(jobs).where(IS_RUNG, jobs.c.message_id.not_in(known)).values(message_id=None)
         return released + self._conn.execute(statement).rowcount
 
     def num_waiting(self) -> int:
         """Queued jobs that no message names, due or not."""
-        query = (
-            sa.select(sa.func.count())
-            .select_from(jobs)
-            .where(jobs.c.state == JobState.QUEUED, jobs.c.message_id.is_(None))
-        )
+        query = sa.select(sa.func.count()).select_from(jobs).where(IS_WAITING)
         return int(self._conn.execute(query).scalar_one())
 
     def _release(self, condition: sa.ColumnElement[bool]) -> int:
@@ -123,7 +124,9 @@ class RingRepository:
             .order_by(sessions.c.worker)
         )
         if not self._uow.is_sqlite:
-            query = query.with_for_update(key_share=False)  # one chooser at a time counts a worker's window
+            # One chooser at a time counts the windows. Not a lock on the sessions' rows: two processes whose groups of
+            # work each renew a session and choose would wait for each other.
+            self._conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHOOSERS_LOCK)))
         return [row.worker for row in self._conn.execute(query)]
 
     def _room(self, workers: Sequence[str], priority: Priority, limits: WindowLimits) -> dict[str, int]:
@@ -139,13 +142,8 @@ class RingRepository:
     def _choose_one(self, worker: str, priority: Priority, limits: WindowLimits) -> RungMessage | None:
         query = (
             sa.select(jobs.c.id, jobs.c.attempt, jobs.c.kind, jobs.c.estimated_tokens, jobs.c.is_alone)
-            .where(
-                jobs.c.state == JobState.QUEUED,
-                jobs.c.message_id.is_(None),
-                jobs.c.priority == priority,
-                jobs.c.run_after <= self._uow.now,
-            )
-            .order_by(jobs.c.id)
+            .where(IS_WAITING, jobs.c.priority == priority, jobs.c.run_after <= self._uow.now)
+            .order_by(jobs.c.run_after, jobs.c.id)
             .limit(limits.message_jobs)
         )
         if not self._uow.is_sqlite:

@@ -63,6 +63,26 @@ class SessionRepository:
         )
         return self._conn.execute(statement).rowcount == 1
 
+    def hold(self, session_id: str) -> bool:
+        """Whether the lease runs; then nobody can end the session before this transaction has."""
+        query = sa.select(sessions.c.id).where(
+            sessions.c.id == session_id, sessions.c.ended_at.is_(None), sessions.c.expires_at > self._uow.now
+        )
+        if not self._uow.is_sqlite:
+            query = query.with_for_update(read=True)
+        return self._conn.execute(query).one_or_none() is not None
+
+    def stop(self, session_id: str, *, reason: str) -> list[str]:
+        """End the session of a worker that stops; the ids of jobs that it still held, which are queued again.
+
+        Messages in its queues that nobody claimed are let go too: no other worker reads those queues.
+        """
+        worker = self._conn.execute(sa.select(sessions.c.worker).where(sessions.c.id == session_id)).scalar_one()
+        handed_back = self._uow.attempts.hand_back(self._uow.attempts.held_by(session_id))
+        self._uow.ringing.recall_of(worker)
+        self.end(session_id, reason=reason)
+        return handed_back
+
     def end(self, session_id: str, *, reason: str) -> None:
         """End the session; its jobs must have been handed back or taken back."""
         self._conn.execute(

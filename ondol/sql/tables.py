@@ -73,12 +73,27 @@ jobs = sa.Table(
     sa.Column("task_id", sa.String(128)),
     sa.Column("is_sharded", sa.Boolean, nullable=False, default=False),
 )
+# Conditions that a partial index answers carry the state as a literal: a bound value is not seen to imply the index's.
+IS_QUEUED = jobs.c.state == sa.literal_column("'queued'", sa.String)
+IS_WAITING = sa.and_(IS_QUEUED, jobs.c.message_id.is_(None))
+"""Queued, and named by no message."""
+IS_RUNG = sa.and_(IS_QUEUED, jobs.c.message_id.is_not(None))
+"""Queued, and named by a message that nobody has claimed."""
+
+# In the order in which jobs are rung, so that jobs that may run only later are not even looked at.
 sa.Index(
     "ix_jobs_waiting",
     jobs.c.priority,
+    jobs.c.run_after,
     jobs.c.id,
     postgresql_where=sa.text("state = 'queued' AND message_id IS NULL"),
     sqlite_where=sa.text("state = 'queued' AND message_id IS NULL"),
+)
+sa.Index(
+    "ix_jobs_finished",
+    jobs.c.finished_at,
+    postgresql_where=sa.text("finished_at IS NOT NULL"),
+    sqlite_where=sa.text("finished_at IS NOT NULL"),
 )
 sa.Index(
     "ix_jobs_message",

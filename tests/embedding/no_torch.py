@@ -8,7 +8,7 @@ from pathlib import Path
 LIGHT_PROGRAMS = ("api.main", "workers.main", "ondol.control.reconciler_main", "ondol.cli.main")
 HEAVY_PACKAGES = ("torch", "transformers", "sentence_transformers")
 
-_HOOK = '''
+_HOOK = """
 import os
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ class _Refuse:
 if _program is not None:
     sys.meta_path.insert(0, _Refuse())
     (_folder / ("watched-" + _program)).write_text(str(os.getpid()))
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True)

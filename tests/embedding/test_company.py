@@ -42,7 +42,9 @@ def test_a_text_among_sixty_others_has_the_vector_that_it_has_alone(
 
 
 @pytest.mark.parametrize("options", [{"pooling": "cls"}, {"pooling": "max", "layer": 1}, {"normalize": False}])
-def test_with_other_options_too(served: Served, models: Models, together: list[str], options: dict[str, object]) -> None:
+def test_with_other_options_too(
+    served: Served, models: Models, together: list[str], options: dict[str, object]
+) -> None:
     alone = np.concatenate([served.call_vectors("tiny-new", text, truncate="right", **options) for text in OURS])
     assert_same(served.embed("tiny-new", together, **options).vectors[PLACES], alone)
 

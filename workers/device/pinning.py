@@ -8,6 +8,9 @@ from collections.abc import MutableMapping
 
 from workers.device.arguments import DeviceArguments
 
+_SPIN_COUNT = "1000"
+"""How long an OpenMP thread spins before it sleeps. The library's default is 300 times that: beside one busy neighbour
+it made a batch 5 to 9 times slower than this, on a quiet machine nothing faster (`docs/performance.md`)."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -26,6 +29,7 @@ def set_pinned_environment(arguments: DeviceArguments, environ: MutableMapping[s
     """Write thread counts, the visible GPU and the offline switches into `environ`."""
     for name in _THREAD_VARIABLES:
         environ[name] = str(arguments.threads)
+    environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     environ["TOKENIZERS_PARALLELISM"] = "false"
     environ["HF_HUB_OFFLINE"] = "1"
     environ["TRANSFORMERS_VERBOSITY"] = "error"
