@@ -110,6 +110,9 @@ def _result_item() -> Schema:
             {}, "A vector as a list or base64 of little-endian float32; absent where the input failed."
         ),
         "error": _described(_FREE, "Code, message and param; absent where the input has an output."),
+        "special_tokens": _described(
+            {"type": "array", "items": _INTEGER}, "With pooling none: the positions of special tokens in the output."
+        ),
     }
     return item
 

@@ -55,7 +55,7 @@ class StoredVectors:
         """Result items of the inputs from `start` to before `stop`; arrays are left for the JSON encoder."""
         as_base64 = self.summary.get("encoding") == "base64"
         errors, truncated = self.summary["errors"], set(self.summary["truncated"])
-        tokens = self.summary["tokens"]
+        tokens, specials = self.summary["tokens"], self.summary.get("special_tokens")
         found = []
         for i in range(start, stop):
             item: dict[str, Any] = {"index": i}
@@ -63,6 +63,8 @@ class StoredVectors:
                 item["error"] = errors[str(i)]
             else:
                 item["output"] = to_base64(self.vector(i)) if as_base64 else self.vector(i)
+                if specials is not None:
+                    item["special_tokens"] = specials[i]
             found.append(item | {"tokens": tokens[i], "truncated": i in truncated})
         return found
 

@@ -38,6 +38,7 @@ from workers.import_job import ImportRunner
 from workers.in_flight import InFlight
 from workers.memory import resident_bytes
 from workers.model_library import ModelLibrary
+from workers.own_cores import keep_to_cores
 from workers.session import SessionKeeper, WorkerIdentity
 from workers.warm_models import WarmModels
 
@@ -76,7 +77,7 @@ class WorkerProcess:
         host = socket.gethostname()
         self.name = f"{settings.device.replace(':', '')}@{host}"
         cores = settings.cores or tuple(sorted(os.sched_getaffinity(0)))
-        os.sched_setaffinity(0, cores)
+        keep_to_cores(cores)
         lock_fd = _hold_device(settings, self.name)
         program = make_program(settings, cores)
         self._redis_url = settings.resolved_redis_url()

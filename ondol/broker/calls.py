@@ -16,6 +16,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from ondol.broker.connection import connect_async
+from ondol.broker.ending import end_tasks
 from ondol.broker.wake import STRIKE_CHANNEL
 from ondol.contract.errors import BrokerUnavailable, DeadlineExceeded, OndolError
 from ondol.contract.frames import FrameError, Header, pack_frame, unpack_frame
@@ -106,11 +107,7 @@ class CallSender:
 
     async def stop(self) -> None:
         """Stop; calls that still wait fail as BrokerUnavailable."""
-        for task in (self._reader, self._push_task, *self._strikes):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await end_tasks((self._reader, self._push_task, *self._strikes))
         for future, _ in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(BrokerUnavailable("the api process is stopping"))

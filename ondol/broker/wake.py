@@ -17,6 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from ondol.broker.connection import connect, connect_async
+from ondol.broker.ending import end_tasks
 
 WAKE_CHANNEL = "ondol:wake"
 STRIKE_CHANNEL = "ondol:strike"
@@ -93,10 +94,7 @@ class WakeListener:
 
     async def stop(self) -> None:
         """Stop listening."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end_tasks([self._task])
         await self._client.aclose()
 
     async def wait(self, job_id: str, timeout_s: float) -> bool:

@@ -226,8 +226,9 @@ def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
 
 
 def _limit_postgresql(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.autocommit = True
     dbapi_connection.execute(_PG_LIMITS)
-    dbapi_connection.commit()
+    dbapi_connection.autocommit = False
 
 
 def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:

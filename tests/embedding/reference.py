@@ -58,20 +58,14 @@ def num_tokens(folder: Path, texts: Sequence[str]) -> list[int]:
     return [len(token_ids(folder, text)) for text in texts]
 
 
-@cache
-def _transformer(folder: Path) -> Any:
-    import torch
-    from transformers import AutoModel
-
-    return AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-
-
 def run_transformer(folder: Path, ids: Sequence[int]) -> Any:
     """The model's output for one row of ids, with all hidden states."""
     import torch
 
     with torch.inference_mode():
-        return _transformer(folder)(input_ids=torch.tensor([list(ids)]), output_hidden_states=True)
+        return sentence_transformer(folder)[0].auto_model(
+            input_ids=torch.tensor([list(ids)]), output_hidden_states=True
+        )
 
 
 def states(folder: Path, ids: Sequence[int], layer: int = -1) -> FloatArray:

@@ -83,6 +83,7 @@ def test_pooling_none_gives_every_token_its_vector(served: Served, models: Model
     for item, expected in zip(items, tables, strict=True):
         assert_equal(np.array(item["output"], dtype=np.float32), expected)
         assert item["tokens"] == len(expected)
+        assert item["special_tokens"] == [0, len(expected) - 1]
     data = served.call("tiny-plain", TEXTS, pooling="none", dimensions=8).json()["data"]
     for item, expected in zip(data, tables, strict=True):
         assert_equal(np.array(item["embedding"], dtype=np.float32), unit(expected[:, :8]))

@@ -8,7 +8,7 @@ ENGLISH = [pair.first for pair in read_pairs("en")[:12]]
 KOREAN = [pair.first for pair in read_pairs("ko")[:12]]
 
 COMPANY = [
-    " ".join(pair.first for pair in read_pairs(language)[start : start + 1 + start % 4])
+    " ".join(pair.first for pair in read_pairs(language)[start : start + 1 + start % 2])
     for language in ("en", "ko")
     for start in range(12, 42)
 ]
