@@ -19,8 +19,16 @@ CHILDREN_LIMIT_S = 20
 _servers_of_the_run: list[RedisServer] = []
 
 
+SHARED_STACKS = frozenset({"embedding", "pinning", "guide"})
+"""Folders whose tests share a running stack: they stay together when the run is spread over processes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none."""
+    """Tests that share a stack, else those of one file, go to one process; `gpu` tests are skipped without a GPU."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder in SHARED_STACKS else f"{folder}/{item.path.name}"
+        item.add_marker(pytest.mark.xdist_group(group))
     if any("gpu" in item.keywords for item in items) and count_gpus() == 0:
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -195,6 +195,7 @@ class WorkerProcess:
     def _begin_to_stop(self, **_: object) -> None:
         """Runs inside Celery's signal handler: handlers stop waiting and hand their rows back."""
         self._stopping.set()
+        self._session.renew_soon()
         self._calls.begin_to_stop()
         self._strikes.begin_to_stop()
         limit = threading.Timer(self._settings.grace_s, _exit_hard)
