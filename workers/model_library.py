@@ -101,14 +101,15 @@ class ModelLibrary:
         if model.key in self._loaded:  # without the lock: a model that loads for minutes holds up no other
             return model
         with self._load_lock:
-            if model.key in self._loaded:
-                return model
-            header, _ = self._keeper.request({"op": "load", "model": model.as_header(), "pinned": False}).result(
-                _DEVICE_REQUEST_LIMIT_S
-            )
-            self._on_loaded(header, model)
-            self._loaded[model.key] = model
+            if model.key not in self._loaded:
+                self._load(model, is_pinned=False)
             return model
+
+    def keep_warm(self, version: ServedVersion) -> None:
+        """Load the version in its default dtype and pin it: it is never evicted while the device process lives."""
+        model = _device_model(version.record, version.path, self._resolve(version, self._default_dtype))
+        with self._load_lock:
+            self._load(model, is_pinned=True)
 
     def probe(self, path: Path, digest: str, ref: str) -> DtypeRecord:
         """What `auto` means for the files at `path` on this device, by the device's own fidelity check."""
@@ -123,6 +124,12 @@ class ModelLibrary:
             fidelity=header["fidelity"],
             is_packed=bool(header["is_packed"]),
         )
+
+    def _load(self, model: DeviceModel, *, is_pinned: bool) -> None:
+        request: Header = {"op": "load", "model": model.as_header(), "pinned": is_pinned}
+        header, _ = self._keeper.request(request).result(_DEVICE_REQUEST_LIMIT_S)
+        self._on_loaded(header, model)
+        self._loaded[model.key] = model
 
     def _forget(self, digest: str) -> None:
         """Let go of a version's files: the device would have to read them again."""
