@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ondol.contract.errors import OutOfDeviceMemory
+from ondol.contract.errors import InvalidPayload, OutOfDeviceMemory
 from workers.device.arguments import DeviceArguments, add_device_arguments, device_arguments
 from workers.device.engine import (
     Fidelity,
@@ -45,6 +45,8 @@ class Faults:
 
     trigger_token: int | None = None
     """A row with this token id ends the process by SIGKILL, whatever else is in the batch."""
+    refused_token: int | None = None
+    """A batch with this token id is refused as a whole."""
     delay_us_per_token: float = 0.0
     oom_above_tokens: int | None = None
     """A forward pass of more tokens runs out of memory."""
@@ -111,6 +113,8 @@ class HashEngine:
         num_tokens = sum(len(row) for row in rows)
         if self._faults.oom_above_tokens is not None and num_tokens > self._faults.oom_above_tokens:
             raise OutOfDeviceMemory(f"{num_tokens} tokens do not fit")
+        if self._faults.refused_token is not None and any(self._faults.refused_token in row for row in rows):
+            raise InvalidPayload("a row of the batch is refused")
         if self._faults.trigger_token is not None and any(self._faults.trigger_token in row for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._faults.delay_us_per_token:
@@ -122,6 +126,7 @@ class HashEngine:
 
 def add_fault_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trigger-token", type=int)
+    parser.add_argument("--refused-token", type=int)
     parser.add_argument("--delay-us-per-token", type=float, default=0.0)
     parser.add_argument("--oom-above-tokens", type=int)
     parser.add_argument("--dims", type=int, default=32)
@@ -137,7 +142,13 @@ def main(argv: list[str]) -> int:
     bind_to_parent(parent_pid)
     lead_process_group()
     pin(arguments)
-    faults = Faults(parsed.trigger_token, parsed.delay_us_per_token, parsed.oom_above_tokens, parsed.dims)
+    faults = Faults(
+        trigger_token=parsed.trigger_token,
+        refused_token=parsed.refused_token,
+        delay_us_per_token=parsed.delay_us_per_token,
+        oom_above_tokens=parsed.oom_above_tokens,
+        dims=parsed.dims,
+    )
     with socket.socket(fileno=arguments.fd) as sock:
         serve(sock, HashEngine(faults, batch_tokens=arguments.batch_tokens), _ready(arguments))
     return 0

@@ -25,6 +25,8 @@ from workers.vital_thread import vital_thread
 log = structlog.get_logger(__name__)
 
 MAX_AHEAD = 2
+ROW_FAULTS = frozenset({"device_error", "internal_error", "invalid_payload"})
+"""Codes of a refused batch that may be one row's fault; the others (a missing head, no memory) are everybody's."""
 
 
 class Dispatcher:
@@ -107,7 +109,7 @@ class Dispatcher:
         if isinstance(error, DeviceLost):
             self._after_loss(batch, is_suspect=error.was_on_device)
         elif error is not None:
-            _fail_all(batch, error)
+            self._after_error(batch, error)
         else:
             try:
                 self._deliver(batch, *future.result())
@@ -138,6 +140,16 @@ class Dispatcher:
         if len(batch.rows) == 1:
             self._count_loss(batch.rows[0], batch)
             return
+        self._bisect(batch)
+
+    def _after_error(self, batch: Batch, error: BaseException) -> None:
+        """The device refused the whole batch; where one row may be the reason, find it."""
+        if len(batch.rows) > 1 and isinstance(error, OndolError) and error.code in ROW_FAULTS:
+            self._bisect(batch)
+        else:
+            _fail_all(batch, error)
+
+    def _bisect(self, batch: Batch) -> None:
         half = len(batch.rows) // 2
         for row in batch.rows:
             row.is_suspect = True

@@ -90,6 +90,16 @@ def test_bisection_isolates_the_guilty_row_and_its_neighbours_succeed() -> None:
         assert device.num_starts >= 4, "one death in company, three alone"
 
 
+def test_a_row_that_the_device_refuses_fails_alone() -> None:
+    with _device("--refused-token", str(TRIGGER)) as device:
+        guilty = work_of([4], id="guilty", token=TRIGGER)
+        innocent = [work_of([4], id=str(i)) for i in range(7)]
+        device.run([*innocent[:3], guilty, *innocent[3:]])
+        assert guilty.errors[0].code == "invalid_payload"
+        assert all(not work.errors and work.outputs[0] is not None for work in innocent)
+        assert device.num_starts == 1
+
+
 def test_a_guilty_work_that_is_struck_out_kills_no_more() -> None:
     with _device("--trigger-token", str(TRIGGER)) as device:
         guilty = work_of([4], id="guilty", token=TRIGGER)
