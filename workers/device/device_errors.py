@@ -23,7 +23,7 @@ def device_errors(what: str) -> Iterator[None]:
         raise OutOfDeviceMemory(f"{what}: out of memory") from exc
     except RuntimeError as exc:
         raise _translate(what, exc) from exc
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as exc:
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError) as exc:
         raise DeviceError(f"{what}: {type(exc).__name__}: {exc}") from exc
 
 

@@ -9,8 +9,8 @@ from collections.abc import MutableMapping
 from workers.device.arguments import DeviceArguments
 
 _SPIN_COUNT = "1000"
-"""How long an OpenMP thread spins before it sleeps. The library's default is 300 times that: beside one busy neighbour
-it made a batch 5 to 9 times slower than this, on a quiet machine nothing faster (`docs/performance.md`)."""
+"""How long an OpenMP thread spins before it sleeps. The library's default is 300 times that: beside one busy process a
+batch took 1.4 times as long with it, on a quiet machine the two are alike (`docs/performance.md`)."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
