@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from api.vectors import Array, encode, to_base64
-from ondol.contract.embedding_checks import check_embedding
 from ondol.contract.errors import InvalidPayload
+from ondol.contract.inference_checks import check_embedding
 from ondol.contract.jobs import InputLimits, Inputs, parse_inputs, validated
 from ondol.contract.model_spec import ModelSpec
 from ondol.contract.payloads import EmbeddingOptions

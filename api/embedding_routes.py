@@ -30,9 +30,9 @@ from api.usage_meter import Usage
 from api.vectors import Array
 from api.waiting import wait_for_end
 from ondol.broker.calls import CallRequest
-from ondol.contract.embedding_checks import estimate_tokens
 from ondol.contract.errors import DeadlineExceeded
 from ondol.contract.ids import new_job_id
+from ondol.contract.inference_checks import estimate_tokens
 from ondol.contract.jobs import dump_inputs
 from ondol.contract.kinds import JobKind
 from ondol.contract.payloads import EmbeddingOptions

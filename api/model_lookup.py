@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from api.database import AsyncDatabase
 from api.timed_cache import TimedCache
-from ondol.contract.embedding_checks import read_spec
 from ondol.contract.errors import ContractError, ModelNotFound, OndolError
+from ondol.contract.inference_checks import read_spec
 from ondol.contract.model_ref import ModelRef, parse_model_ref
 from ondol.contract.model_spec import ModelSpec
 from ondol.sql.records import VersionRecord

@@ -10,9 +10,9 @@ from api.auth import Caller
 from api.database import run_sized
 from api.model_lookup import Served
 from api.services import Services
-from ondol.contract.embedding_checks import check_embedding, check_head, estimate_tokens
 from ondol.contract.errors import InvalidPayload, OndolError
 from ondol.contract.ids import new_job_id
+from ondol.contract.inference_checks import check_embedding, check_head, estimate_tokens
 from ondol.contract.jobs import InputLimits, Inputs, ParsedJob, parse_job
 from ondol.contract.kinds import JobKind
 from ondol.contract.payloads import EmbeddingOptions

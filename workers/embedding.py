@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ondol.contract.embedding_checks import vector_width
 from ondol.contract.errors import OndolError
+from ondol.contract.inference_checks import vector_width
 from ondol.contract.jobs import Inputs
 from ondol.contract.model_spec import PoolingMode
 from ondol.contract.payloads import EmbeddingOptions

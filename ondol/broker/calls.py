@@ -72,8 +72,11 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True)
 class CallReply:
-    """The answer to a call: float32 vectors [N, H], or a list of [T_i, H] for `pooling: none`.
+    """The answer to a call.
 
+    `vectors`: an embedding's float32 [N, H], or a list of [T_i, H] for `pooling: none`; a text classification's
+    scores [N, C]; of a token classification none (shape [N, 0]), whose entities are `outputs`, one list an input.
+    `about` says how to read them, as the summary of a stored result does (`labels` and the like).
     `errors` holds the items that failed, by index; their vectors are zeros. `timings` are seconds by stage.
     """
 
@@ -85,6 +88,8 @@ class CallReply:
     dtype: str
     engine: str
     timings: dict[str, float]
+    about: dict[str, Any] = field(default_factory=dict)
+    outputs: list[Any] | None = None
 
 
 class CallSender:
@@ -217,6 +222,8 @@ def reply_header(call_id: str, reply: CallReply) -> tuple[Header, bytes]:
         "dtype": reply.dtype,
         "engine": reply.engine,
         "timings": reply.timings,
+        "about": reply.about,
+        "outputs": reply.outputs,
     }
     if isinstance(reply.vectors, list):
         header["lengths"] = [len(vectors) for vectors in reply.vectors]
@@ -249,6 +256,8 @@ def _parse_reply(header: Header, body: memoryview) -> CallReply:
         dtype=header["dtype"],
         engine=header["engine"],
         timings=header["timings"],
+        about=header.get("about") or {},
+        outputs=header.get("outputs"),
     )
 
 

@@ -10,15 +10,38 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ondol.contract.errors import ContractError, InvalidPayload, PayloadTooLarge, UnknownJobKind
+from ondol.contract.fine_tune import FineTuneOptions
 from ondol.contract.kinds import SUPPORTED_KINDS, JobKind
-from ondol.contract.payloads import EmbeddingOptions, ImportInput, ImportOptions, JobRequest, Text, TokenIds
+from ondol.contract.payloads import (
+    EmbeddingOptions,
+    ImportInput,
+    ImportOptions,
+    JobRequest,
+    Text,
+    TextClassificationOptions,
+    TextPair,
+    TokenClassificationOptions,
+    TokenIds,
+)
 
-Inputs = list[str] | list[list[int]]
+Pair = dict[str, str]
+"""`{"text": …, "text_pair": …}`: two texts that go through the model together."""
+Inputs = list[str] | list[list[int]] | list[str | Pair]
+InferenceOptions = EmbeddingOptions | TextClassificationOptions | TokenClassificationOptions
 M = TypeVar("M", bound=BaseModel)
 
 _TEXTS: TypeAdapter[list[str]] = TypeAdapter(list[Text])
 _IDS: TypeAdapter[list[list[int]]] = TypeAdapter(list[TokenIds])
-_OPTIONS: dict[JobKind, type[BaseModel]] = {JobKind.EMBEDDING: EmbeddingOptions, JobKind.IMPORT: ImportOptions}
+INFERENCE_OPTIONS: dict[JobKind, type[InferenceOptions]] = {
+    JobKind.EMBEDDING: EmbeddingOptions,
+    JobKind.TEXT_CLASSIFICATION: TextClassificationOptions,
+    JobKind.TOKEN_CLASSIFICATION: TokenClassificationOptions,
+}
+_OPTIONS: dict[JobKind, type[BaseModel]] = {
+    **INFERENCE_OPTIONS,
+    JobKind.IMPORT: ImportOptions,
+    JobKind.FINE_TUNE: FineTuneOptions,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +77,11 @@ def parse_job(body: Any, limits: InputLimits) -> ParsedJob:
         return ParsedJob(request, payload, options, num_inputs=1, num_bytes=0)
     if request.model is None:
         raise InvalidPayload("a model is required, for example all-minilm-l6-v2", param="model")
-    inputs, num_bytes = parse_inputs(request.input, limits, param="input")
+    if request.kind is JobKind.FINE_TUNE:
+        if request.input is not None:
+            raise InvalidPayload("a fine-tune takes no input; its data are options.train_file", param="input")
+        return ParsedJob(request, b"null", options, num_inputs=0, num_bytes=0)
+    inputs, num_bytes = parse_inputs(request.input, limits, param="input", kind=request.kind)
     return ParsedJob(request, dump_inputs(inputs), options, num_inputs=len(inputs), num_bytes=num_bytes)
 
 
@@ -66,16 +93,19 @@ def parse_request(body: Any) -> JobRequest:
     return validated(JobRequest, body)
 
 
-def parse_inputs(value: Any, limits: InputLimits, *, param: str) -> tuple[Inputs, int]:
-    """Texts or token ids, and their size in bytes: a string, a list of strings, or (lists of) token ids.
+def parse_inputs(
+    value: Any, limits: InputLimits, *, param: str, kind: JobKind = JobKind.EMBEDDING
+) -> tuple[Inputs, int]:
+    """Inputs and their size in bytes: a string, a list of strings; embedding: also (lists of) token ids;
+    text-classification: also text pairs.
 
     Raises InvalidPayload or PayloadTooLarge naming the item, `input[3]`.
     """
-    inputs = _as_list(value, param)
+    inputs = _as_list(value, param, kind)
     if len(inputs) > limits.max_inputs:
         raise PayloadTooLarge(f"{len(inputs)} inputs; at most {limits.max_inputs} fit one job", param=param)
     num_bytes = 0
-    items: list[str | list[int]] = list(inputs)
+    items: list[str | list[int] | Pair] = list(inputs)
     for i, item in enumerate(items):
         size = _size_of(item, param=f"{param}[{i}]" if isinstance(value, list) else param)
         if size > limits.max_text_bytes:
@@ -117,16 +147,20 @@ def field_path(loc: Sequence[str | int]) -> str:
     return path
 
 
-def _as_list(value: Any, param: str) -> Inputs:
-    if isinstance(value, str):
+def _as_list(value: Any, param: str, kind: JobKind) -> Inputs:
+    takes_pairs = kind is JobKind.TEXT_CLASSIFICATION
+    if isinstance(value, str) or (takes_pairs and isinstance(value, dict)):
         value = [value]
     if not isinstance(value, list):
-        raise InvalidPayload(f"{param} must be a string, a list of strings, or token ids", param=param)
+        raise InvalidPayload(f"{param} must be {_TAKEN.get(kind, 'a string or a list of strings')}", param=param)
     if not value:
         raise InvalidPayload(f"{param} is an empty list; give at least one text", param=param)
-    if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+    if takes_pairs:
+        return [_text_or_pair(item, f"{param}[{i}]") for i, item in enumerate(value)]
+    if kind is JobKind.EMBEDDING and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
         value = [value]
-    adapter: TypeAdapter[Any] = _IDS if isinstance(value[0], list) else _TEXTS
+    is_ids = kind is JobKind.EMBEDDING and isinstance(value[0], list)
+    adapter: TypeAdapter[Any] = _IDS if is_ids else _TEXTS
     try:
         parsed: Inputs = adapter.validate_python(value)
     except ValidationError as exc:
@@ -134,9 +168,26 @@ def _as_list(value: Any, param: str) -> Inputs:
     return parsed
 
 
-def _size_of(item: str | list[int], *, param: str) -> int:
+_TAKEN = {
+    JobKind.EMBEDDING: "a string, a list of strings, or token ids",
+    JobKind.TEXT_CLASSIFICATION: 'a string, {"text", "text_pair"}, or a list of them',
+}
+
+
+def _text_or_pair(item: Any, param: str) -> str | Pair:
+    if isinstance(item, dict):
+        pair = validated(TextPair, item, prefix=param)
+        return {"text": pair.text, "text_pair": pair.text_pair}
+    if not isinstance(item, str) or not item:
+        raise InvalidPayload(f'{param}: a text of at least one character, or {{"text", "text_pair"}}', param=param)
+    return item
+
+
+def _size_of(item: str | list[int] | Pair, *, param: str) -> int:
     if isinstance(item, list):
         return 4 * len(item)
+    if isinstance(item, dict):
+        return sum(_size_of(text, param=f"{param}.{name}") for name, text in item.items())
     try:
         return len(item.encode())
     except UnicodeEncodeError as exc:

@@ -21,5 +21,11 @@ class JobKind(StrEnum):
     FINE_TUNE = "fine-tune"
 
 
-SUPPORTED_KINDS = frozenset({JobKind.EMBEDDING, JobKind.IMPORT})
+INFERENCE_KINDS = frozenset({JobKind.EMBEDDING, JobKind.TEXT_CLASSIFICATION, JobKind.TOKEN_CLASSIFICATION})
+"""Kinds whose inputs become rows of a batch; these also run as calls."""
+
+SUPPORTED_KINDS = INFERENCE_KINDS | {JobKind.IMPORT, JobKind.FINE_TUNE}
 """Kinds with a worker behind them; submitting another one is refused by name, not queued for ever."""
+
+TRAINED_TASKS = frozenset({JobKind.TEXT_CLASSIFICATION, JobKind.TOKEN_CLASSIFICATION})
+"""Tasks that a fine-tune job can train."""

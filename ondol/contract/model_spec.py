@@ -80,6 +80,8 @@ class ModelSpec:
     missing_weights: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
+    threshold: float | None = None
+    """Score from which a label counts as predicted; None: 0.5."""
     type_vocab_size: int = 0
     position_offset: int = 0
     """First position id of a text: 0, or padding id + 1 for the roberta family."""

@@ -48,6 +48,36 @@ class EmbeddingOptions(_Strict):
         return self
 
 
+class TextClassificationOptions(_Strict):
+    """Options of a text classification; the defaults are those of the Hugging Face pipeline."""
+
+    top_k: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_length: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    truncate: Truncate = "right"
+    dtype: Dtype = "auto"
+
+
+class TokenClassificationOptions(_Strict):
+    """Options of a token classification. Texts are never cut: longer ones go in windows that overlap by `stride`."""
+
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "simple"
+    stride: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] | None = None
+    """Tokens that neighbouring windows share; None: a quarter of the window."""
+    ignore_labels: tuple[Annotated[str, Field(max_length=256)], ...] = ("O",)
+    offset_unit: Literal["codepoint", "utf16"] = "codepoint"
+    max_length: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    dtype: Dtype = "auto"
+
+
+class TextPair(_Strict):
+    """Two texts that go through the model together, as the Hugging Face pipeline takes them."""
+
+    text: Text
+    text_pair: Text
+
+
 class ImportOptions(_Strict):
     """Options of an import: the name the model gets."""
 

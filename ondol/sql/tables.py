@@ -72,22 +72,38 @@ jobs = sa.Table(
     sa.Column("is_call", sa.Boolean, nullable=False, default=False),
     sa.Column("task_id", sa.String(128)),
     sa.Column("is_sharded", sa.Boolean, nullable=False, default=False),
+    sa.Column("resolved", sa.JSON(none_as_null=True)),
+    sa.Column("pause_requested_at", _Time),
+    sa.Column("device_released_at", _Time),
 )
 # Conditions that a partial index answers carry the state as a literal: a bound value is not seen to imply the index's.
 IS_QUEUED = jobs.c.state == sa.literal_column("'queued'", sa.String)
-IS_WAITING = sa.and_(IS_QUEUED, jobs.c.message_id.is_(None))
-"""Queued, and named by no message."""
+IS_TRAINING = jobs.c.kind == sa.literal_column("'fine-tune'", sa.String)
+"""Runs on trainer nodes, in windows of their own."""
+IS_UNFINISHED_TRAINING = sa.and_(
+    IS_TRAINING, jobs.c.state.in_(sa.literal_column(state, sa.String) for state in ("'queued'", "'validating_files'"))
+)
+IS_WAITING = sa.and_(IS_QUEUED, jobs.c.message_id.is_(None), jobs.c.kind != sa.literal_column("'fine-tune'", sa.String))
+"""Queued for a device, and named by no message; fine-tunes, which wait for trainers, apart."""
 IS_RUNG = sa.and_(IS_QUEUED, jobs.c.message_id.is_not(None))
 """Queued, and named by a message that nobody has claimed."""
 
+# Fine-tunes that wait are few and wait long: an index of their own keeps them out of the way of the others.
+sa.Index(
+    "ix_jobs_training",
+    jobs.c.run_after,
+    jobs.c.id,
+    postgresql_where=sa.text("kind = 'fine-tune' AND state IN ('queued', 'validating_files')"),
+    sqlite_where=sa.text("kind = 'fine-tune' AND state IN ('queued', 'validating_files')"),
+)
 # In the order in which jobs are rung, so that jobs that may run only later are not even looked at.
 sa.Index(
     "ix_jobs_waiting",
     jobs.c.priority,
     jobs.c.run_after,
     jobs.c.id,
-    postgresql_where=sa.text("state = 'queued' AND message_id IS NULL"),
-    sqlite_where=sa.text("state = 'queued' AND message_id IS NULL"),
+    postgresql_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune'"),
+    sqlite_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune'"),
 )
 sa.Index(
     "ix_jobs_finished",
@@ -120,6 +136,20 @@ job_inputs = sa.Table(
     metadata,
     sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("manifest_digest", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("is_best", sa.Boolean, nullable=False),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("deleted_at", _Time),
 )
 
 shards = sa.Table(
@@ -274,9 +304,11 @@ alias_history = sa.Table(
     sa.Column("model_id", _Id, sa.ForeignKey("models.id"), nullable=False),
     sa.Column("name", sa.String(96), nullable=False),
     sa.Column("version_id", _Id),
+    sa.Column("previous_version_id", _Id),
     sa.Column("created_at", _Time, nullable=False),
     sa.Column("reason", sa.String(256), nullable=False),
 )
+sa.Index("ix_alias_history_created_at", alias_history.c.created_at)
 
 version_dtypes = sa.Table(
     "version_dtypes",

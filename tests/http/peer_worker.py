@@ -36,7 +36,7 @@ LEASE_S = 3600.0
 TIMINGS = {"queue_wait_s": 0.001, "load_s": 0.0, "tokenize_s": 0.002, "forward_s": 0.003, "store_s": 0.004}
 
 
-def vector_of(item: str | list[int]) -> Array:
+def vector_of(item: str | list[int] | dict[str, str]) -> Array:
     """What this worker answers for an input: float32 [8]."""
     digest = hashlib.sha256(repr(item).encode()).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.float32) / np.float32(2**32)
@@ -167,5 +167,5 @@ def _reply(request: CallRequest) -> CallReply:
     )
 
 
-def _num_tokens(item: str | list[int]) -> int:
+def _num_tokens(item: str | list[int] | dict[str, str]) -> int:
     return len(item.split()) + 2 if isinstance(item, str) else len(item)

@@ -1,4 +1,4 @@
-"""What of an embedding request can be refused without running the model: checked against the version's spec.
+"""What of an inference request can be refused without running the model: checked against the version's spec.
 
 The api and the call route share these checks; texts are not tokenised here, so their length is the worker's to judge.
 """
@@ -11,12 +11,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ondol.contract.errors import InvalidPayload, ModelCannot, ModelStoreError
-from ondol.contract.jobs import Inputs
+from ondol.contract.jobs import InferenceOptions, Inputs
 from ondol.contract.kinds import JobKind
 from ondol.contract.model_spec import ModelSpec, PoolingMode
-from ondol.contract.payloads import EmbeddingOptions
+from ondol.contract.payloads import EmbeddingOptions, TokenClassificationOptions
 
 SPECIAL_TOKENS = 2
+MIN_PAIR_TOKENS = 6
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 
@@ -26,6 +27,25 @@ def read_spec(stored: dict[str, Any], *, ref: str) -> ModelSpec:
         return _SPEC.validate_python(stored)
     except ValidationError as exc:
         raise ModelStoreError(f"the spec of {ref} is not readable: {exc.errors()[0]['msg']}") from exc
+
+
+def check_inference(
+    kind: JobKind, options: InferenceOptions, inputs: Inputs, spec: ModelSpec, *, prefix: str = "options"
+) -> None:
+    """Return if the model can do this; ModelCannot or InvalidPayload naming the field if it cannot.
+
+    `prefix` is the path under which the options stood in the request, empty where they stood at the top.
+    """
+    check_head(kind, spec)
+    if isinstance(options, EmbeddingOptions):
+        check_embedding(options, inputs, spec, prefix=prefix)
+        return
+    path = f"{prefix}." if prefix else ""
+    _check_max_length(options.max_length, spec, path)
+    if isinstance(options, TokenClassificationOptions):
+        _check_stride(options, spec, path)
+    elif any(isinstance(item, dict) for item in inputs) and spec.max_length < MIN_PAIR_TOKENS:
+        raise ModelCannot(f"the model takes {spec.max_length} tokens, too few for a pair of texts", param="input")
 
 
 def check_embedding(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, *, prefix: str = "options") -> None:
@@ -63,12 +83,13 @@ def vector_width(options: EmbeddingOptions, spec: ModelSpec) -> int:
     return spec.hidden_size * len(modes)
 
 
-def estimate_tokens(inputs: Inputs, num_bytes: int, options: EmbeddingOptions, spec: ModelSpec) -> int:
+def estimate_tokens(inputs: Inputs, num_bytes: int, options: InferenceOptions, spec: ModelSpec) -> int:
     """Tokens that the inputs will take, by the version's tokens a byte; token ids count themselves."""
     if inputs and isinstance(inputs[0], list):
         return sum(map(len, inputs))
     estimate = int(num_bytes * spec.tokens_per_byte) + SPECIAL_TOKENS * len(inputs)
-    if options.long_text == "window":
+    goes_in_windows = isinstance(options, EmbeddingOptions) and options.long_text == "window"
+    if goes_in_windows or isinstance(options, TokenClassificationOptions):
         return estimate
     return min(estimate, len(inputs) * (options.max_length or spec.max_length))
 
@@ -83,11 +104,24 @@ def _check_layer(options: EmbeddingOptions, spec: ModelSpec, param: str) -> None
 
 
 def _check_lengths(options: EmbeddingOptions, spec: ModelSpec, path: str) -> None:
-    if options.max_length is not None and options.max_length > spec.max_length:
-        raise InvalidPayload(f"the model takes at most {spec.max_length} tokens", param=f"{path}max_length")
+    _check_max_length(options.max_length, spec, path)
     width = vector_width(options, spec)
     if options.dimensions is not None and options.dimensions > width:
         raise InvalidPayload(f"the vectors have {width} dimensions; ask for at most that", param=f"{path}dimensions")
+
+
+def _check_max_length(max_length: int | None, spec: ModelSpec, path: str) -> None:
+    if max_length is not None and max_length > spec.max_length:
+        raise InvalidPayload(f"the model takes at most {spec.max_length} tokens", param=f"{path}max_length")
+
+
+def _check_stride(options: TokenClassificationOptions, spec: ModelSpec, path: str) -> None:
+    room = (options.max_length or spec.max_length) - SPECIAL_TOKENS
+    if options.stride is not None and options.stride >= room:
+        raise InvalidPayload(
+            f"windows hold {room} tokens of the text; a stride of {options.stride} would not move them on",
+            param=f"{path}stride",
+        )
 
 
 def _check_prompt(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, path: str) -> None:
@@ -103,10 +137,10 @@ def _check_prompt(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, pa
             raise InvalidPayload("token ids are taken as they come; a prompt needs texts", param=f"{path}{name}")
 
 
-def _check_token_ids(rows: Sequence[str | list[int]], vocab_size: int) -> None:
+def _check_token_ids(rows: Sequence[Any], vocab_size: int) -> None:
     for i, row in enumerate(rows):
         highest = max(row)
-        if isinstance(highest, int) and highest >= vocab_size:
+        if highest >= vocab_size:
             raise InvalidPayload(
                 f"token id {highest} is outside the vocabulary of {vocab_size} tokens", param=f"input[{i}]"
             )
