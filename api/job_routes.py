@@ -155,13 +155,23 @@ async def retry_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Re
 async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """Delete a job that has ended, with its input, result and events; 409 while it is active."""
     check_job_id(job_id)
+    kind = (await services.database.read(lambda uow: uow.jobs.get(job_id, caller.project_id))).kind
     blob = await services.database.write(lambda uow: uow.jobs.delete(job_id, caller.project_id))
+    if kind is JobKind.FINE_TUNE:
+        await _delete_checkpoints(services, job_id)
     if blob is not None:
         try:
             await asyncio.to_thread(services.blobs.delete, blob)
         except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
             log.warning("job.blob_not_deleted", job_id=job_id, path=blob, reason=exc.message)
     return json_response({"object": "job.deleted", "id": job_id, "deleted": True})
+
+
+async def _delete_checkpoints(services: Services, job_id: str) -> None:
+    try:
+        await asyncio.to_thread(services.checkpoints.delete_all, job_id)
+    except ModelStoreError as exc:  # the rows are gone for good; the files wait for the store's clean-up
+        log.warning("job.checkpoints_not_deleted", job_id=job_id, reason=exc.message)
 
 
 def check_job_id(job_id: str) -> str:
@@ -214,6 +224,9 @@ def _moved(uow: UnitOfWork, services: Services, job: JobRecord) -> JobRecord:
 
 
 async def _queue_of(services: Services, job: JobRecord) -> dict[str, Any]:
+    if job.kind is JobKind.FINE_TUNE:  # how long those ahead will train is not known
+        num_ahead = await services.database.read(lambda uow: uow.training.queue_position(job))
+        return {"position": num_ahead + 1, "estimated_start": None}
     ahead, now = await services.database.read(
         lambda uow: (uow.jobs.queue_position(job, at_most=_MAX_POSITION), uow.now)
     )

@@ -24,17 +24,19 @@ from api.readiness import ReadinessProbe
 from api.services import Services
 from api.usage_meter import UsageMeter
 from api.worker_choice import WorkerChooser
+from models_store.checkpoints import CheckpointStore
+from models_store.file_blobs import FileBlobs
 from models_store.result_blobs import ResultBlobs
+from models_store.store import ModelStore
 from ondol.broker.calls import CallSender
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import WakeBus, WakeListener
 from ondol.contract.errors import OndolError
 from ondol.contract.ids import new_id
-from ondol.control.ringer import Ringer
+from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
 from ondol.settings import EXIT_WRONG_USE, ApiSettings, load_settings
 from ondol.sql.database import Database
-from ondol.sql.ringing import WindowLimits
 
 GRACE_S = 8
 """Time for running requests to end after SIGTERM; shorter than what `ondol up` gives each process."""
@@ -119,12 +121,6 @@ def build_services(settings: ApiSettings, redis_url: str) -> Services:
     sync = Database(settings.resolved_database_url(), pool_size=READ_THREADS)
     database = AsyncDatabase(sync)
     sender = CallSender(redis_url, new_id("api"))
-    limits = WindowLimits(
-        messages=settings.window_messages,
-        bulk_messages=settings.window_bulk_messages,
-        message_jobs=settings.message_jobs,
-        message_tokens=settings.message_tokens,
-    )
     return Services(
         settings=settings,
         database=database,
@@ -134,11 +130,14 @@ def build_services(settings: ApiSettings, redis_url: str) -> Services:
         workers=WorkerChooser(database, device=settings.device_for_calls, in_flight=sender.in_flight),
         usage=UsageMeter(database),
         readiness=ReadinessProbe(sync, redis_url),
-        ringer=Ringer(sync, Publisher(redis_url), limits),
+        ringer=Ringer(sync, Publisher(redis_url), window_limits(settings)),
         wake=WakeBus(redis_url),
         listener=WakeListener(redis_url),
         sender=sender,
         blobs=ResultBlobs(settings.resolved_store_url()),
+        checkpoints=CheckpointStore(settings.resolved_store_url()),
+        files=FileBlobs(settings.resolved_store_url()),
+        store=ModelStore(settings.resolved_store_url()),
     )
 
 

@@ -15,9 +15,10 @@ TITLE = "Ondol"
 VERSION = "1"
 DESCRIPTION = (
     "The job system for transformer models: durable jobs and synchronous calls on warm devices. "
-    "Errors have OpenAI's shape; every answer carries `x-request-id`."
+    "Errors have OpenAI's shape, below `/models/` Hugging Face's; every answer carries `x-request-id`."
 )
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_HUGGING_FACE = "/models/"
 
 
 def build_document(app: FastAPI) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            _finish(operation, is_open=path in _OPEN_PATHS)
+            _finish(operation, path)
     return document
 
 
@@ -48,11 +49,12 @@ def _without_validation_errors(schemas: dict[str, Any]) -> dict[str, Any]:
     return {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
 
 
-def _finish(operation: dict[str, Any], *, is_open: bool) -> None:
+def _finish(operation: dict[str, Any], path: str) -> None:
     operation["responses"].pop("422", None)
-    if is_open:
+    if path in _OPEN_PATHS:
         return
-    error = {"schema": {"$ref": "#/components/schemas/Error"}}
+    shape = "HuggingFaceError" if path.startswith(_HUGGING_FACE) else "Error"
+    error = {"schema": {"$ref": f"#/components/schemas/{shape}"}}
     operation["responses"]["default"] = {"description": "Refused or failed.", "content": {"application/json": error}}
     operation["security"] = [{"key": []}]
 

@@ -7,8 +7,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.embedding_call import MAX_CALL_INPUTS
-from ondol.contract.payloads import EmbeddingOptions, ImportInput, ImportOptions, JobBatchRequest, JobRequest
+from api.file_openapi import FILE_SCHEMAS
+from api.hugging_face import TASKS
+from api.inference_call import MAX_CALL_INPUTS
+from api.model_openapi import MODEL_SCHEMAS
+from ondol.contract.fine_tune import FineTuneOptions
+from ondol.contract.jobs import INFERENCE_OPTIONS
+from ondol.contract.payloads import ImportInput, ImportOptions, JobBatchRequest, JobRequest, TextPair
 from ondol.contract.states import JobState, Priority
 
 Schema = dict[str, Any]
@@ -22,12 +27,14 @@ _FREE: Schema = {"type": "object", "additionalProperties": True}
 
 def component_schemas() -> dict[str, Schema]:
     """All schemas by name."""
-    models: list[type[BaseModel]] = [JobRequest, JobBatchRequest, EmbeddingOptions, ImportOptions, ImportInput]
+    models: list[type[BaseModel]] = [JobRequest, JobBatchRequest, ImportOptions, ImportInput, FineTuneOptions, TextPair]
+    models += INFERENCE_OPTIONS.values()
     _, document = models_json_schema([(model, "validation") for model in models], ref_template=_TEMPLATE)
     requests: dict[str, Schema] = document["$defs"]
     requests["JobBatchRequest"]["properties"]["jobs"]["items"] = _ref("JobRequest")
     requests["EmbeddingCallRequest"] = _call_request(requests["EmbeddingOptions"])
-    return requests | _answers()
+    requests["InferenceRequest"] = _inference_request()
+    return requests | _answers() | FILE_SCHEMAS | MODEL_SCHEMAS
 
 
 def _call_request(options: Schema) -> Schema:
@@ -55,6 +62,25 @@ def _call_request(options: Schema) -> Schema:
     }
 
 
+def _inference_request() -> Schema:
+    item: Schema = {"anyOf": [_STRING, _ref("TextPair"), {"type": "array", "items": _INTEGER}]}
+    options = [_ref(model.__name__) for model in INFERENCE_OPTIONS.values()]
+    return {
+        "type": "object",
+        "description": f"Hugging Face's request for {', '.join(TASKS)}; other fields are ignored.",
+        "required": ["inputs"],
+        "properties": {
+            "inputs": {"anyOf": [item, {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_CALL_INPUTS}]},
+            "parameters": {
+                "type": "object",
+                "anyOf": options,
+                "description": "Hugging Face's parameters of the task, and ours; `truncate` is true or false. "
+                "Those of feature-extraction may stand beside `inputs`.",
+            },
+        },
+    }
+
+
 def _answers() -> dict[str, Schema]:
     return {
         "Error": _object(error=_ref("ErrorBody")),
@@ -71,9 +97,19 @@ def _answers() -> dict[str, Schema]:
         "Embedding": _object(
             object=_STRING, index=_INTEGER, embedding={"anyOf": [{"type": "array", "items": _NUMBER}, _STRING]}
         ),
+        "InferenceAnswer": _inference_answer(),
+        "LabelScore": _label_score(),
+        "Entity": _entity(),
+        "HuggingFaceError": _object(error=_STRING, error_type=_STRING, param=_maybe(_STRING)),
         "Model": _model(),
         "ModelList": _page("Model"),
-        "Worker": _object(object=_STRING, id=_STRING, worker=_STRING, device=_STRING, is_ready={"type": "boolean"}),
+        "Checkpoint": _object(
+            object=_STRING, job_id=_STRING, step=_INTEGER, attempt=_INTEGER, metrics=_FREE, size_bytes=_INTEGER
+        ),
+        "CheckpointList": _page("Checkpoint", has_more={"type": "boolean"}),
+        "Worker": _object(
+            object=_STRING, id=_STRING, worker=_STRING, device=_STRING, role=_STRING, is_ready={"type": "boolean"}
+        ),
         "WorkerList": _page("Worker"),
         "Readiness": _object(status={"enum": ["ready", "not_ready"], "type": "string"}, checks=_FREE),
     }
@@ -106,15 +142,53 @@ def _job() -> Schema:
 def _result_item() -> Schema:
     item = _object(index=_INTEGER, tokens=_INTEGER, truncated={"type": "boolean"})
     item["properties"] |= {
-        "output": _described(
-            {}, "A vector as a list or base64 of little-endian float32; absent where the input failed."
-        ),
+        "output": {
+            "anyOf": [
+                _described({"type": "array", "items": _NUMBER}, "A vector."),
+                _described(_STRING, "A vector in base64 of little-endian float32."),
+                {"type": "array", "items": _ref("LabelScore")},
+                {"type": "array", "items": _ref("Entity")},
+            ],
+            "description": "By the job's kind; with pooling none one vector a token. Absent where the input failed.",
+        },
         "error": _described(_FREE, "Code, message and param; absent where the input has an output."),
         "special_tokens": _described(
             {"type": "array", "items": _INTEGER}, "With pooling none: the positions of special tokens in the output."
         ),
     }
     return item
+
+
+def _label_score() -> Schema:
+    shown = _object(label=_STRING, score=_NUMBER)
+    shown["properties"]["predicted"] = _described(
+        {"type": "boolean"}, "Whether the score reaches the threshold; with a threshold, or several labels a text."
+    )
+    return shown
+
+
+def _entity() -> Schema:
+    shown = _object(score=_NUMBER, word=_STRING, start=_INTEGER, end=_INTEGER)
+    shown["properties"] |= {
+        "entity_group": _STRING,
+        "entity": _described(_STRING, "In place of entity_group with aggregation_strategy none."),
+        "index": _described(_INTEGER, "The token's place, with aggregation_strategy none."),
+    }
+    return shown
+
+
+def _inference_answer() -> Schema:
+    vectors: Schema = {"type": "array", "items": {"type": "array", "items": _NUMBER}}
+    labels: Schema = {"type": "array", "items": {"type": "array", "items": _ref("LabelScore")}}
+    entities: Schema = {"type": "array", "items": _ref("Entity")}
+    return {
+        "anyOf": [
+            _described(vectors, "feature-extraction: a vector an input."),
+            _described(labels, "text-classification: the labels of each input, best first."),
+            _described(entities, "token-classification of one text."),
+            _described({"type": "array", "items": entities}, "token-classification of a list."),
+        ]
+    }
 
 
 def _model() -> Schema:
@@ -130,6 +204,13 @@ def _model() -> Schema:
         aliases=_FREE,
         versions={"type": "array", "items": _FREE},
         dtypes=_described(_FREE, "What dtype auto means, by kind of device."),
+        labels=_described(
+            {"type": "array", "items": _STRING}, "Label names in the order of the scores, if it has any."
+        ),
+        problem_type=_maybe(_STRING),
+        metrics=_described(_FREE, "How well it did when it was trained."),
+        lineage=_described(_FREE, "What it was made of: job, data, base version, seed and the like."),
+        files_url=_STRING,
     )
 
 

@@ -10,8 +10,12 @@ from starlette.responses import Response, StreamingResponse
 
 from api import openapi_parts as docs
 from api.accept import choose_format
+from api.database import run_sized
+from api.entities import StoredEntities
 from api.job_routes import check_job_id, json_response
+from api.label_scores import StoredScores
 from api.services import CallerDep, Services, ServicesDep
+from api.stored_items import JSON, StoredItems
 from api.vectors import StoredVectors
 from ondol.contract.errors import Conflict
 from ondol.contract.kinds import JobKind
@@ -19,9 +23,14 @@ from ondol.contract.states import JobState
 from ondol.sql.records import JobRecord, ResultRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
-JSON, NDJSON, NPY = "application/json", "application/x-ndjson", "application/x-npy"
 WHOLE_BYTES = 128 * 1024
 """A result of at most so many bytes is sent in one piece."""
+
+_STORED: dict[JobKind, type[StoredItems]] = {
+    JobKind.EMBEDDING: StoredVectors,
+    JobKind.TEXT_CLASSIFICATION: StoredScores,
+    JobKind.TOKEN_CLASSIFICATION: StoredEntities,
+}
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -30,27 +39,32 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 async def get_result(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """The result of a job that succeeded; 409 while it has none.
 
-    Items are in input order. `application/x-npy` needs one vector for every input, else the answer is 406.
+    Items are in input order. `application/x-npy` holds embeddings with one vector for every input; of anything else
+    the answer is 406.
     """
     check_job_id(job_id)
     job, record = await services.database.read(lambda uow: _find(uow, job_id, caller.project_id))
-    if job.kind is not JobKind.EMBEDDING:
+    if job.kind not in _STORED:
         choose_format(request.headers.get("accept"), [JSON])
-        return json_response({"object": f"{job.kind}.result"} | record.summary["result"])
-    media_type = choose_format(request.headers.get("accept"), [JSON, NDJSON, NPY])
-    stored = await load_vectors(services, record)
-    pieces = {JSON: stored.as_json, NDJSON: stored.as_ndjson, NPY: stored.as_npy}[media_type]()
-    if stored.rows.nbytes > WHOLE_BYTES:
+        return json_response({"object": f"{job.kind.replace('-', '_')}.result"} | record.summary["result"])
+    media_type = choose_format(request.headers.get("accept"), _STORED[job.kind].FORMATS)
+    stored = await load_result(services, job.kind, record)
+    pieces = stored.pieces(media_type)
+    if stored.size_bytes > WHOLE_BYTES:
         return StreamingResponse(pieces, media_type=media_type)
     return Response(await asyncio.to_thread(_join, pieces), media_type=media_type)
 
 
-async def load_vectors(services: Services, record: ResultRecord) -> StoredVectors:
-    """The vectors of a stored result, from SQL or from its blob; ModelStoreError if the blob is damaged or away."""
+async def load_result(services: Services, kind: JobKind, record: ResultRecord) -> StoredItems:
+    """The stored result of an inference job, from SQL or from its blob.
+
+    ModelStoreError if the blob is damaged or away, or if data and summary do not fit each other.
+    """
     data, path = record.data, record.blob_path
     if data is None and path is not None:
         data = await asyncio.to_thread(lambda: services.blobs.read(path, sha256=record.sha256))
-    return StoredVectors.read(record.summary, data or b"")
+    found = data or b""
+    return await run_sized(len(found), lambda: _STORED[kind].read(record.summary, found))
 
 
 def _find(uow: UnitOfWork, job_id: str, project_id: str) -> tuple[JobRecord, ResultRecord]:

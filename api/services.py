@@ -15,7 +15,10 @@ from api.model_lookup import ModelLookup
 from api.readiness import ReadinessProbe
 from api.usage_meter import UsageMeter
 from api.worker_choice import WorkerChooser
+from models_store.checkpoints import CheckpointStore
+from models_store.file_blobs import FileBlobs
 from models_store.result_blobs import ResultBlobs
+from models_store.store import ModelStore
 from ondol.broker.calls import CallSender
 from ondol.broker.wake import WakeBus, WakeListener
 from ondol.contract.jobs import InputLimits
@@ -43,6 +46,9 @@ class Services:
     listener: WakeListener
     sender: CallSender
     blobs: ResultBlobs
+    checkpoints: CheckpointStore
+    files: FileBlobs
+    store: ModelStore
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 

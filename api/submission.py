@@ -8,14 +8,14 @@ from typing import Any
 
 from api.auth import Caller
 from api.database import run_sized
+from api.fine_tune_submission import build_fine_tune, hold_files, without_missing_files
 from api.model_lookup import Served
+from api.new_job import new_job
 from api.services import Services
 from ondol.contract.errors import InvalidPayload, OndolError
-from ondol.contract.ids import new_job_id
-from ondol.contract.inference_checks import check_embedding, check_head, estimate_tokens
-from ondol.contract.jobs import InputLimits, Inputs, ParsedJob, parse_job
+from ondol.contract.inference_checks import check_inference, estimate_tokens
+from ondol.contract.jobs import INFERENCE_OPTIONS, InputLimits, Inputs, ParsedJob, parse_job
 from ondol.contract.kinds import JobKind
-from ondol.contract.payloads import EmbeddingOptions
 from ondol.sql.records import JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -36,7 +36,8 @@ async def prepare(services: Services, origin: Origin, bodies: Sequence[Any]) -> 
     parsed = await run_sized(origin.num_bytes, lambda: [_parse(body, limits, origin.caller) for body in bodies])
     refs = {job.request.model for job in parsed if isinstance(job, ParsedJob) and job.request.model is not None}
     served = await services.models.resolve_all(refs, origin.caller.project_id)
-    return await run_sized(origin.num_bytes, lambda: [_build(job, served, origin.caller) for job in parsed])
+    built = await run_sized(origin.num_bytes, lambda: [_build(job, served, origin.caller) for job in parsed])
+    return await without_missing_files(services.database, built, origin.caller.project_id)
 
 
 async def admit(services: Services, jobs: Sequence[NewJob]) -> None:
@@ -47,6 +48,7 @@ async def admit(services: Services, jobs: Sequence[NewJob]) -> None:
 
 def record_jobs(uow: UnitOfWork, services: Services, jobs: Sequence[NewJob]) -> list[JobRecord]:
     """Record the jobs in this transaction, in order, and ring after its commit."""
+    hold_files(uow, jobs)
     added = {record.id: record for record in uow.jobs.add_all(jobs)}
     unknown = [job.id for job in jobs if job.id not in added]
     if unknown:  # an earlier try committed them without our knowing
@@ -56,8 +58,8 @@ def record_jobs(uow: UnitOfWork, services: Services, jobs: Sequence[NewJob]) -> 
 
 
 def as_inputs(value: Any) -> Inputs:
-    """A checked `input` field as a list of texts or of token id lists."""
-    if isinstance(value, str):
+    """A checked `input` field as a list of texts, text pairs or token id lists."""
+    if isinstance(value, str | dict):
         return [value]
     if isinstance(value[0], int):
         return [value]
@@ -81,34 +83,22 @@ def _build(job: ParsedJob | OndolError, served: dict[str, Served | OndolError], 
     if isinstance(job, OndolError):
         return job
     if job.request.model is None:
-        return _new_job(job, caller, None, estimated_tokens=0)
+        return new_job(job, None, caller)
     model = served[job.request.model]
     if isinstance(model, OndolError):
         return model
     try:
-        check_head(job.request.kind, model.spec)
-        options = EmbeddingOptions.model_construct(**job.options)
-        inputs = as_inputs(job.request.input)
-        check_embedding(options, inputs, model.spec)
+        return _build_for_model(job, model, caller)
     except OndolError as exc:
         return exc
-    return _new_job(job, caller, model, estimated_tokens=estimate_tokens(inputs, job.num_bytes, options, model.spec))
 
 
-def _new_job(job: ParsedJob, caller: Caller, model: Served | None, *, estimated_tokens: int) -> NewJob:
-    request = job.request
-    return NewJob(
-        id=new_job_id(),
-        project_id=caller.project_id,
-        kind=request.kind,
-        priority=request.priority,
-        payload=job.payload,
-        options=job.options,
-        num_inputs=job.num_inputs,
-        estimated_tokens=estimated_tokens,
-        version_id=model.version.id if model else None,
-        model_ref=model.version.ref if model else None,
-        metadata=request.metadata,
-        run_after=request.not_before,
-        deadline_s=request.deadline_s,
-    )
+def _build_for_model(job: ParsedJob, model: Served, caller: Caller) -> NewJob:
+    kind = job.request.kind
+    if kind is JobKind.FINE_TUNE:
+        return build_fine_tune(job, model, caller)
+    options = INFERENCE_OPTIONS[kind].model_construct(**job.options)
+    inputs = as_inputs(job.request.input)
+    check_inference(kind, options, inputs, model.spec)
+    estimate = estimate_tokens(inputs, job.num_bytes, options, model.spec)
+    return new_job(job, model, caller, estimated_tokens=estimate)

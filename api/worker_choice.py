@@ -8,6 +8,7 @@ from api.database import AsyncDatabase
 from api.timed_cache import TimedCache
 from ondol.contract.errors import DatabaseUnavailable, NotReady
 from ondol.sql.records import SessionRecord, VersionRecord
+from ondol.sql.sessions import INFER
 
 SESSIONS_MAX_AGE_S = 0.5
 RETRY_AFTER_S = 2.0
@@ -25,7 +26,11 @@ class WorkerChooser:
     async def choose(self, version: VersionRecord, *, gone: Collection[str] = ()) -> SessionRecord:
         """The worker's session, none of those `gone`; NotReady when none is ready."""
         sessions = await self._sessions.get("open")
-        ready = [s for s in sessions if s.is_ready and s.id not in gone and self._device in ("auto", s.device)]
+        ready = [
+            s
+            for s in sessions
+            if s.is_ready and s.role == INFER and s.id not in gone and self._device in ("auto", s.device)
+        ]
         if not ready:
             raise NotReady("no worker is ready to answer calls; see `ondol doctor`", retry_after_s=RETRY_AFTER_S)
         return min(ready, key=lambda s: (not _is_warm(s, version), self._in_flight(s.worker), s.worker))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ondol.contract.errors import ModelStoreError, StoreUnavailable
+from ondol.contract.errors import ModelStoreError, StorageFull, StoreUnavailable
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Optional drivers, looked up only when they are loaded: their connection errors are no OSError.
@@ -20,7 +20,7 @@ _DRIVER_ERRORS = (
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Run the block; StoreUnavailable (retryable) when the filesystem fails, code `storage_full` when it is full.
+    """Run the block; StoreUnavailable (retryable) when the filesystem fails, StorageFull when it is full.
 
     A missing file is ModelStoreError with code `file_missing`: trying again does not bring it back.
     """
@@ -30,7 +30,7 @@ def translated(what: str) -> Iterator[None]:
         raise ModelStoreError(f"{what}: {exc}", code="file_missing") from exc
     except OSError as exc:
         if exc.errno in _FULL:
-            raise StoreUnavailable(f"{what}: no space left on the storage", code="storage_full") from exc
+            raise StorageFull(f"{what}: no space left on the storage") from exc
         raise StoreUnavailable(f"{what}: {exc}") from exc
     except Exception as exc:
         if not isinstance(exc, _driver_errors()):

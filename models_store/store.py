@@ -158,7 +158,7 @@ class ModelStore:
 
     def _put_remote(self, source: Path, target: str) -> str:
         self._fs.makedirs(self._fs._parent(target), exist_ok=True)
-        if self._is_object_store():
+        if is_object_store(self._fs):
             self._fs.put_file(str(source), target)
         else:
             staging = f"{target}.{uuid.uuid4().hex}"
@@ -183,14 +183,10 @@ class ModelStore:
                 file.write(data)
             return
         self._fs.makedirs(self._fs._parent(path), exist_ok=True)
-        staging = path if self._is_object_store() else f"{path}.{uuid.uuid4().hex}"
+        staging = path if is_object_store(self._fs) else f"{path}.{uuid.uuid4().hex}"
         self._fs.pipe_file(staging, data)
         if staging != path:
             self._fs.mv(staging, path)
-
-    def _is_object_store(self) -> bool:
-        protocol = self._fs.protocol
-        return not _OBJECT_STORES.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
 
     def _entries(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         self._fs.invalidate_cache()
@@ -215,6 +211,12 @@ class ModelStore:
 
     def _manifest_path(self, digest: str) -> str:
         return f"{self._root}/manifests/{digest}.json"
+
+
+def is_object_store(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether an object appears there whole when its upload ends, and a rename would be a copy."""
+    protocol = filesystem.protocol
+    return not _OBJECT_STORES.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
 
 
 def _staging_name(path: Path) -> Path:

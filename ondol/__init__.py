@@ -25,9 +25,12 @@ if TYPE_CHECKING:
         StateConflict,
         WaitTimedOut,
     )
+    from ondol.client.file_flows import FileInfo
+    from ondol.client.labels import Entity, LabelScore, PartialResults
     from ondol.client.records import JobEvent, JobRequest, JobResult, ModelInfo, Progress, ResultItem
     from ondol.client.sync_client import Ondol
     from ondol.client.sync_jobs import Job
+    from ondol.client.training_flows import Checkpoint
     from ondol.contract.errors import OndolError
 
 _HOMES = {
@@ -35,19 +38,24 @@ _HOMES = {
     "AsyncOndol": "ondol.client.async_client",
     "AnswerTimedOut": "ondol.client.errors",
     "AuthenticationFailed": "ondol.client.errors",
+    "Checkpoint": "ondol.client.training_flows",
     "ConnectionFailed": "ondol.client.errors",
+    "Entity": "ondol.client.labels",
     "ItemError": "ondol.client.errors",
     "ItemErrors": "ondol.client.errors",
+    "FileInfo": "ondol.client.file_flows",
     "Job": "ondol.client.sync_jobs",
     "JobEvent": "ondol.client.records",
     "JobFailed": "ondol.client.errors",
     "JobRequest": "ondol.client.records",
     "JobResult": "ondol.client.records",
+    "LabelScore": "ondol.client.labels",
     "ModelInfo": "ondol.client.records",
     "NoSuchThing": "ondol.client.errors",
     "Ondol": "ondol.client.sync_client",
     "OndolAPIError": "ondol.client.errors",
     "OndolError": "ondol.contract.errors",
+    "PartialResults": "ondol.client.labels",
     "PartialVectors": "ondol.client.embed_flow",
     "PermissionRefused": "ondol.client.errors",
     "Progress": "ondol.client.records",
@@ -64,7 +72,10 @@ __all__ = [
     "AsyncJob",
     "AsyncOndol",
     "AuthenticationFailed",
+    "Checkpoint",
     "ConnectionFailed",
+    "Entity",
+    "FileInfo",
     "ItemError",
     "ItemErrors",
     "Job",
@@ -72,11 +83,13 @@ __all__ = [
     "JobFailed",
     "JobRequest",
     "JobResult",
+    "LabelScore",
     "ModelInfo",
     "NoSuchThing",
     "Ondol",
     "OndolAPIError",
     "OndolError",
+    "PartialResults",
     "PartialVectors",
     "PermissionRefused",
     "Progress",

@@ -119,6 +119,7 @@ class ApiSettings(CommonSettings, WindowSettings):
     port: int = Field(8400, ge=0, le=65_535, description="Port that the api binds; 0 takes a free one.")
     auth: Auth = Field("keys", description="Whether requests need an API key; `off` only on a loopback address.")
     max_body_mb: PositiveInt = Field(32, le=4_096, description="Largest request body.")
+    max_file_mb: PositiveInt = Field(512, le=1_048_576, description="Largest file that may be uploaded.")
     max_text_kb: PositiveInt = Field(1_024, le=65_536, description="Largest single text, in UTF-8.")
     max_inputs: PositiveInt = Field(100_000, le=10_000_000, description="Most inputs of one job.")
     max_queued_jobs: PositiveInt = Field(
@@ -200,6 +201,32 @@ class WorkerSettings(CommonSettings, WindowSettings):
         return self.max_batch_tokens or (16_384 if self.device.startswith("cuda:") else 1_024)
 
 
+class TrainerSettings(CommonSettings, WindowSettings):
+    """One trainer node: it checks the files of fine-tunes, and supervises one training at a time on its device."""
+
+    device: DeviceName = Field("cpu:0", description="The one device of this trainer.")
+    cores: Annotated[tuple[int, ...] | None, NoDecode] = Field(
+        None, description="CPU cores this trainer is pinned to, comma-separated; default: all that it may use."
+    )
+    threads: PositiveInt | None = Field(
+        None, le=256, description="Compute threads of a training; default: one a core. Frozen in the job that trains."
+    )
+    cache_max_gb: Annotated[float, Field(gt=0, le=100_000)] = Field(
+        20.0, description="Most that the local cache of model files keeps."
+    )
+    max_attempts: PositiveInt = Field(5, le=100, description="Attempts of a job whose errors may be tried again.")
+    train_grace_s: Seconds = Field(
+        60.0, le=3_600, description="Time to write a checkpoint and hand the job back after SIGTERM."
+    )
+    check_limit_s: Seconds = Field(1_800.0, le=86_400, description="Longest check of a fine-tune's files.")
+    check_memory_mb: PositiveInt = Field(16_384, ge=512, description="Address space of the process that checks files.")
+
+    @field_validator("cores", mode="before")
+    @classmethod
+    def _cores_by_comma(cls, value: object) -> object:
+        return split_by_comma(value)
+
+
 class ReconcilerSettings(CommonSettings, WindowSettings):
     """The process that repairs: rings again what was lost, takes back what a lapsed session held."""
 
@@ -223,6 +250,7 @@ class UpSettings(ApiSettings):
         14.0, ge=5, le=600, description="Time for all processes to stop before the rest is ended by SIGKILL."
     )
     api_key: SecretStr | None = Field(None, description="Key that `up` sends when it imports the default model.")
+    train: bool = Field(True, description="Whether each device also gets a trainer node, for fine-tune jobs.")
     import_default_model: bool = Field(
         True, description="Whether an empty model store gets the default model, if its weights package is installed."
     )

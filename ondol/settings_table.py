@@ -10,11 +10,20 @@ from typing import Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from ondol.settings import PREFIX, ApiSettings, ReconcilerSettings, UpSettings, WorkerSettings, _Settings
+from ondol.settings import (
+    PREFIX,
+    ApiSettings,
+    ReconcilerSettings,
+    TrainerSettings,
+    UpSettings,
+    WorkerSettings,
+    _Settings,
+)
 
 PROCESSES: dict[str, type[_Settings]] = {
     "api": ApiSettings,
     "worker": WorkerSettings,
+    "trainer": TrainerSettings,
     "reconciler": ReconcilerSettings,
     "up": UpSettings,
 }

@@ -19,7 +19,8 @@ from ondol.contract.model_spec import SPEC_FILE, parse_model_spec
 from ondol.control.administration import upgrade_database
 from ondol.control.host import free_port
 from ondol.sql.database import Database
-from ondol.sql.records import VersionRecord
+from ondol.sql.records import SessionRecord, VersionRecord
+from ondol.sql.sessions import INFER, TRAIN
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,6 +71,18 @@ class Cluster:
         self.wait_for_workers(number + 1 if number else 1)
         return name
 
+    def start_trainer(self, number: int = 0, *, cores: str = "1", settings: dict[str, str] | None = None) -> str:
+        """Start a trainer node and wait for its session."""
+        name = f"trainer{number}"
+        extra = {"ONDOL_DEVICE": f"cpu:{number}", "ONDOL_CORES": cores, **(settings or {})}
+        self._start(name, ["-m", "workers.training.main"], extra)
+        wait_until(
+            lambda: any(s.role == TRAIN and s.is_ready for s in self._sessions()),
+            within_s=START_LIMIT_S,
+            what="a ready trainer node",
+        )
+        return name
+
     def wait_for_workers(self, num: int) -> None:
         """Wait until so many sessions are ready."""
         wait_until(lambda: self._num_ready() >= num, within_s=START_LIMIT_S, what=f"{num} ready workers")
@@ -113,16 +126,18 @@ class Cluster:
         spec = parse_model_spec((folder / SPEC_FILE).read_bytes(), ref=name)
         project_id = self.database.write(lambda uow: uow.keys.ensure_project())
         return self.database.write(
-            lambda uow: uow.models.publish(
-                project_id=project_id,
-                name=name,
-                task=spec.task,
-                manifest_digest=manifest.digest,
-                size_bytes=manifest.size_bytes,
-                spec=json.loads((folder / SPEC_FILE).read_bytes()),
-                job_id=None,
-                attempt=None,
-                lineage={},
+            lambda uow: (
+                uow.models.publish(
+                    project_id=project_id,
+                    name=name,
+                    task=spec.task,
+                    manifest_digest=manifest.digest,
+                    size_bytes=manifest.size_bytes,
+                    spec=json.loads((folder / SPEC_FILE).read_bytes()),
+                    job_id=None,
+                    attempt=None,
+                    lineage={},
+                ).version
             )
         )
 
@@ -148,7 +163,10 @@ class Cluster:
         for name, process in self.processes.items():
             if process.poll() not in (None, 0, -signal.SIGKILL):
                 raise AssertionError(f"{name} ended with {process.returncode}:\n{self.log_of(name)[-3000:]}")
-        return sum(session.is_ready for session in self.database.read(lambda uow: uow.sessions.open_sessions()))
+        return sum(session.is_ready and session.role == INFER for session in self._sessions())
+
+    def _sessions(self) -> list[SessionRecord]:
+        return self.database.read(lambda uow: uow.sessions.open_sessions())
 
     def _start(self, name: str, argv: Sequence[str], extra: dict[str, str] | None = None) -> None:
         self._commands[name] = (argv, extra or {})

@@ -53,9 +53,12 @@ class Faults:
     dims: int = 32
 
 
-def hash_vector(token_ids: IntArray, dims: int) -> FloatArray:
-    """The vector [dims] of a row: a function of its token ids alone, of unit length."""
-    seed = int.from_bytes(hashlib.blake2b(token_ids.astype("<i4").tobytes(), digest_size=8).digest(), "little")
+def hash_vector(token_ids: IntArray, dims: int, type_ids: IntArray | None = None) -> FloatArray:
+    """The vector [dims] of a row: a function of its token ids and type ids (zeros say nothing), of unit length."""
+    content = token_ids.astype("<i4").tobytes()
+    if type_ids is not None and type_ids.any():
+        content += type_ids.astype("<i4").tobytes()
+    seed = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     vector = np.random.default_rng(seed).standard_normal(dims, dtype=np.float32)
     return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
 
@@ -76,10 +79,12 @@ class HashEngine:
         load_s = self._load(request.model.key)
         started = time.perf_counter()
         ends = np.cumsum(request.lengths)
-        rows = [request.token_ids[end - n : end] for end, n in zip(ends, request.lengths, strict=True)]
+        places = [slice(end - n, end) for end, n in zip(ends, request.lengths, strict=True)]
+        types = np.zeros_like(request.token_ids) if request.type_ids is None else request.type_ids
+        rows = [(request.token_ids[place], types[place]) for place in places]
         run = run_halving(
             request.lengths,
-            lambda start, end: self._forward(rows[start:end], request.spec.pooling),
+            lambda start, end: self._forward(rows[start:end], is_by_token=_is_by_token(request)),
             budget=self._budget,
             cost_of=packed_cost,
             release=lambda: None,
@@ -109,19 +114,20 @@ class HashEngine:
         self._loaded.add(key)
         return 0.001
 
-    def _forward(self, rows: list[IntArray], pooling: tuple[str, ...] | None) -> FloatArray:
-        num_tokens = sum(len(row) for row in rows)
+    def _forward(self, rows: list[tuple[IntArray, IntArray]], *, is_by_token: bool) -> FloatArray:
+        """Vectors of rows of token ids and type ids."""
+        num_tokens = sum(len(ids) for ids, _ in rows)
         if self._faults.oom_above_tokens is not None and num_tokens > self._faults.oom_above_tokens:
             raise OutOfDeviceMemory(f"{num_tokens} tokens do not fit")
-        if self._faults.refused_token is not None and any(self._faults.refused_token in row for row in rows):
+        if self._faults.refused_token is not None and any(self._faults.refused_token in ids for ids, _ in rows):
             raise InvalidPayload("a row of the batch is refused")
-        if self._faults.trigger_token is not None and any(self._faults.trigger_token in row for row in rows):
+        if self._faults.trigger_token is not None and any(self._faults.trigger_token in ids for ids, _ in rows):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._faults.delay_us_per_token:
             time.sleep(num_tokens * self._faults.delay_us_per_token / 1e6)
-        if pooling == ("none",):
-            rows = [row[i : i + 1] for row in rows for i in range(len(row))]
-        return np.stack([hash_vector(row, self._faults.dims) for row in rows])
+        if is_by_token:
+            rows = [(ids[i : i + 1], types[i : i + 1]) for ids, types in rows for i in range(len(ids))]
+        return np.stack([hash_vector(ids, self._faults.dims, types) for ids, types in rows])
 
 
 def add_fault_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,10 +172,14 @@ def _ready(arguments: DeviceArguments) -> dict[str, object]:
     }
 
 
+def _is_by_token(request: RunRequest) -> bool:
+    return request.spec.task == "token-classification" or request.spec.pooling == ("none",)
+
+
 def _put_together(run: HalvedRun[FloatArray], request: RunRequest, dims: int) -> FloatArray:
     if not run.errors:
         return np.concatenate([piece for _, _, piece in run.pieces])
-    if request.spec.pooling == ("none",):
+    if _is_by_token(request):
         starts = np.concatenate([[0], np.cumsum(request.lengths)])
     else:
         starts = np.arange(len(request.lengths) + 1)

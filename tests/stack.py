@@ -7,10 +7,18 @@ from pathlib import Path
 
 from ondol.demo.stack import Stack
 
-SMALL_STACK = {"ONDOL_DEVICES": "cpu:1x1", "ONDOL_DTYPE": "float32", "ONDOL_LOG_FORMAT": "json"}
+SMALL_STACK = {
+    "ONDOL_DEVICES": "cpu:1x1",
+    "ONDOL_DTYPE": "float32",
+    "ONDOL_LOG_FORMAT": "json",
+    "ONDOL_TRAIN": "false",
+}
 
 
 def new_stack(folder: Path, **settings: str) -> Stack:
-    """A stack on one core; use it in a `with` statement, or start and stop it. `settings` are `ONDOL_…` variables."""
+    """A stack on one core, without a trainer unless ONDOL_TRAIN asks for one; use it in a `with` statement.
+
+    `settings` are `ONDOL_…` variables.
+    """
     given: Mapping[str, str] = {**SMALL_STACK, **settings}
     return Stack(folder / "data", given)

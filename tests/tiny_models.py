@@ -26,6 +26,8 @@ MODEL_TYPES = (
 )
 PADDED_TYPES = frozenset({"mpnet", "deberta-v2"})
 MAX_LENGTH = 64
+LABELS = ("no", "yes", "maybe")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 _ROBERTA_LIKE = frozenset({"roberta", "xlm-roberta", "mpnet"})
 _ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -90,21 +92,29 @@ def make_tiny_model(
 
     Texts may have 64 tokens, special tokens counted (256 for modernbert and nomic_bert).
     """
-    import torch
-    from transformers import AutoConfig, AutoModel
-
     keys = _config_keys(model_type, hidden=hidden, layers=layers, vocab=vocab) | (config or {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModel.from_config(AutoConfig.for_model(model_type, **keys))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("bias"):
-                    parameter.normal_(std=0.1)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    _write_tokenizer(folder, model_type, vocab)
-    return folder
+    return _write_random_model(folder, "AutoModel", model_type, keys, seed)
+
+
+def make_tiny_head(
+    folder: Path,
+    model_type: str = "bert",
+    *,
+    task: Literal["text-classification", "token-classification"] = "text-classification",
+    labels: tuple[str, ...] | None = None,
+    problem_type: str | None = None,
+    vocab: int = 400,
+    seed: int = 0,
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """A folder as `make_tiny_model` writes it, with a head for `task` over `labels` (three classes, or five tags)."""
+    names = labels or (LABELS if task == "text-classification" else TAGS)
+    keys = _config_keys(model_type, hidden=32, layers=2, vocab=vocab) | (config or {})
+    keys |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if problem_type is not None:
+        keys |= {"problem_type": problem_type}
+    kind = "Sequence" if task == "text-classification" else "Token"
+    return _write_random_model(folder, f"AutoModelFor{kind}Classification", model_type, keys, seed)
 
 
 def make_tiny_sentence_transformer(
@@ -139,6 +149,24 @@ def make_tiny_sentence_transformer(
     _write_json(folder / "sentence_bert_config.json", _transformer_json(dialect))
     prompts = {"prompts": modules.prompts, "default_prompt_name": modules.default_prompt_name}
     _write_json(folder / "config_sentence_transformers.json", prompts | {"similarity_fn_name": "cosine"})
+    return folder
+
+
+def _write_random_model(folder: Path, auto_class: str, model_type: str, keys: dict[str, Any], seed: int) -> Path:
+    import torch
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = transformers.AutoConfig.for_model(model_type, **keys)
+        model = getattr(transformers, auto_class).from_config(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_(std=0.1)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    _write_tokenizer(folder, model_type, keys["vocab_size"])
     return folder
 
 

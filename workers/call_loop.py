@@ -10,15 +10,14 @@ import structlog
 
 from ondol.broker.call_worker import CallTaker, ReplySender
 from ondol.broker.calls import CallReply, CallRequest, error_header, reply_header
-from ondol.contract.errors import DeadlineExceeded, InvalidPayload, NotReady, OndolError
+from ondol.contract.errors import DeadlineExceeded, NotReady, OndolError
 from ondol.contract.frames import pack_frame
-from ondol.contract.kinds import JobKind
-from ondol.contract.payloads import EmbeddingOptions
-from workers import embedding
 from workers.batcher import Batcher
 from workers.in_flight import InFlight
+from workers.inference_task import ENGINE, InferenceTask, TaskRequest
 from workers.model_library import ModelLibrary
 from workers.rows import Work
+from workers.tasks import prepare
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -100,26 +99,16 @@ class CallLoop:
         try:
             if time.time() > request.deadline_at:
                 raise DeadlineExceeded("the deadline passed before the call was taken")
-            if request.kind is not JobKind.EMBEDDING:
-                raise InvalidPayload(f"calls of kind {request.kind} are not run here", param="kind")
-            task = embedding.prepare(
-                self._library,
-                work_id=request.id,
-                version_id=request.version_id,
-                options=EmbeddingOptions.model_validate(request.options),
-                inputs=request.inputs,
-                priority=request.priority,
-                deadline_at=request.deadline_at,
-            )
+            task = prepare(self._library, _task_request(request))
+            if not task.work.rows:
+                self._reply(api_id, task, taken_at)
+                return None
         except OndolError as exc:
             self._refuse(api_id, request, exc)
             return None
         except Exception as exc:  # the call's edge: whoever waits is answered
             log.exception("call.crashed", call_id=request.id)
             self._refuse(api_id, request, OndolError(f"internal error: {type(exc).__name__}"))
-            return None
-        if not task.work.rows:
-            self._reply(api_id, task, taken_at)
             return None
         task.work.needs_lease = False
         task.work.on_done = lambda _: self._finish(api_id, task, taken_at)
@@ -129,11 +118,13 @@ class CallLoop:
             self._open_tokens += sum(task.tokenized.tokens)
         return task.work
 
-    def _finish(self, api_id: str, task: embedding.EmbeddingTask, taken_at: float) -> None:
+    def _finish(self, api_id: str, task: InferenceTask, taken_at: float) -> None:
         """The call has ended: answered, or struck out, when nobody listens any more."""
         try:
             if not task.work.is_struck:
                 self._reply(api_id, task, taken_at)
+        except OndolError as exc:
+            self._replies.send(api_id, pack_frame(error_header(task.work.id, exc)))
         except Exception as exc:  # the call's edge: whoever waits is answered, and the dispatcher goes on
             log.exception("call.crashed", call_id=task.work.id)
             error = OndolError(f"internal error: {type(exc).__name__}")
@@ -145,8 +136,8 @@ class CallLoop:
                 self._open_tokens -= sum(task.tokenized.tokens)
                 self._changed.notify_all()
 
-    def _reply(self, api_id: str, task: embedding.EmbeddingTask, taken_at: float) -> None:
-        found = embedding.answer(task)
+    def _reply(self, api_id: str, task: InferenceTask, taken_at: float) -> None:
+        found = task.answer()
         started_at = task.work.started_at or time.monotonic()
         reply = CallReply(
             vectors=found.vectors,
@@ -155,16 +146,30 @@ class CallLoop:
             errors={i: error.as_dict() for i, error in found.errors.items()},
             model=task.ref,
             dtype=task.model.dtype,
-            engine="torch",
+            engine=ENGINE,
             timings={
                 "queue_wait_s": max(0.0, started_at - taken_at - task.tokenize_s),
                 "tokenize_s": task.tokenize_s,
                 "forward_s": task.work.forward_s,
                 "load_s": task.work.load_s,
             },
+            about=found.about,
+            outputs=found.outputs,
         )
         header, body = reply_header(task.work.id, reply)
         self._replies.send(api_id, pack_frame(header, (body,)))
 
     def _refuse(self, api_id: str, request: CallRequest, error: OndolError) -> None:
         self._replies.send(api_id, pack_frame(error_header(request.id, error)))
+
+
+def _task_request(request: CallRequest) -> TaskRequest:
+    return TaskRequest(
+        id=request.id,
+        kind=request.kind,
+        version_id=request.version_id,
+        options=request.options,
+        inputs=request.inputs,
+        priority=request.priority,
+        deadline_at=request.deadline_at,
+    )

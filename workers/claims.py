@@ -14,7 +14,7 @@ import structlog
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database
-from ondol.sql.records import ClaimedJob
+from ondol.sql.records import ClaimedJob, ClaimedTraining
 from ondol.sql.unit_of_work import UnitOfWork
 from workers.session import SessionKeeper
 from workers.vital_thread import vital_thread
@@ -37,12 +37,12 @@ class Claims:
         with self._lock:
             self._messages[message_id] += 1
 
-    def add(self, claimed: Iterable[ClaimedJob]) -> None:
+    def add(self, claimed: Iterable[ClaimedJob | ClaimedTraining]) -> None:
         """A handler holds these jobs now."""
         with self._lock:
             self._held.update((job.id, job.attempt) for job in claimed)
 
-    def end(self, message_id: str, claimed: Iterable[ClaimedJob]) -> None:
+    def end(self, message_id: str, claimed: Iterable[ClaimedJob | ClaimedTraining]) -> None:
         """A handler is done with the message and these jobs."""
         with self._lock:
             self._messages[message_id] -= 1
@@ -99,7 +99,10 @@ class ClaimAudit:
             self._jobs, self._messages = set(), set()
             return
         held, claimed = self._database.read(
-            lambda uow: (uow.attempts.held_by(session_id), uow.ringing.claimed_by(session_id))
+            lambda uow: (
+                uow.attempts.held_by(session_id) + uow.training.checks_held_by(session_id),
+                uow.ringing.claimed_by(session_id),
+            )
         )
         jobs, messages = self._claims.unknown(held), self._claims.unknown_messages(claimed)
         lost_jobs, lost_messages = sorted(jobs & self._jobs), sorted(messages & self._messages)
@@ -111,5 +114,7 @@ class ClaimAudit:
 
 def _give_up(uow: UnitOfWork, held: Sequence[tuple[str, int]], message_ids: Sequence[str]) -> None:
     uow.attempts.hand_back(held)
+    for job_id, attempt in held:
+        uow.training.give_back_check(job_id, attempt)
     for message_id in message_ids:
         uow.ringing.finish(message_id)

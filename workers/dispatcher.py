@@ -19,7 +19,7 @@ from ondol.contract.frames import Header
 from ondol.sql.attempts import MAX_COUNTED_LOSSES
 from workers.batcher import Batcher
 from workers.device_keeper import DeviceKeeper
-from workers.rows import Batch, FloatArray, Row
+from workers.rows import Batch, FloatArray, IntArray, Row
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -89,16 +89,19 @@ class Dispatcher:
             if row.work.started_at is None:
                 row.work.started_at = now
         skips = [row.skip for row in batch.rows]
+        has_type_ids = any(row.type_ids is not None for row in batch.rows)
         header: Header = {
             "op": "run",
             "model": batch.key.model.as_header(),
             "spec": batch.key.spec(),
             "lengths": [row.num_tokens for row in batch.rows],
             "skip": skips if any(skips) else None,
-            "has_type_ids": False,
+            "has_type_ids": has_type_ids,
         }
-        ids = np.concatenate([row.ids for row in batch.rows])
-        future = self._keeper.request(header, (ids.astype("<i4", copy=False).data.cast("B"),))
+        body = [_as_bytes([row.ids for row in batch.rows])]
+        if has_type_ids:
+            body.append(_as_bytes([_type_ids_of(row) for row in batch.rows]))
+        future = self._keeper.request(header, body)
         future.add_done_callback(lambda done: self._settle(batch, done))
 
     def _settle(self, batch: Batch, future: Future[tuple[Header, memoryview]]) -> None:
@@ -176,11 +179,21 @@ def _fail_all(batch: Batch, error: BaseException) -> None:
         row.work.settle(row, None, known)
 
 
+def _as_bytes(rows: list[IntArray]) -> memoryview:
+    """Token or type ids of all rows end to end, as they travel."""
+    return np.concatenate(rows).astype("<i4", copy=False).data.cast("B")
+
+
+def _type_ids_of(row: Row) -> IntArray:
+    """The row's type ids [T]: zeros where it has none, as the model itself takes them."""
+    return np.zeros(row.num_tokens, dtype=np.int32) if row.type_ids is None else row.type_ids
+
+
 def _split(flat: FloatArray, header: Header, batch: Batch) -> list[FloatArray]:
     """One output a row: a vector [H], or token vectors [T, H] where there is one vector a token."""
     num_rows, dimensions = header["shape"]
     table = flat.reshape(num_rows, dimensions)
-    if batch.key.pooling == ("none",):
+    if batch.key.is_by_token:
         ends = np.cumsum([row.num_tokens for row in batch.rows])
         return list(np.split(table, ends[:-1]))
     return list(table)

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,184 +14,92 @@ from ondol.contract.inference_checks import vector_width
 from ondol.contract.jobs import Inputs
 from ondol.contract.model_spec import PoolingMode
 from ondol.contract.payloads import EmbeddingOptions
-from ondol.contract.states import Priority
-from workers.model_library import ModelLibrary
-from workers.rows import BatchKey, DeviceModel, FloatArray, Row, Work
-from workers.texts import Tokenized, TokenRow, tokenize
+from workers.inference_task import Answer, InferenceTask, present
+from workers.model_library import ServedVersion
+from workers.rows import BatchKey, DeviceModel, FloatArray
+from workers.texts import tokenize
 
 
-@dataclass(slots=True, eq=False)
-class EmbeddingTask:
-    """Inputs that became a work, and what is needed to make an answer of its outputs."""
+class EmbeddingTask(InferenceTask):
+    """Texts or token ids that became rows: one each, or several windows of a long text."""
 
-    work: Work
-    tokenized: Tokenized
-    options: EmbeddingOptions
-    model: DeviceModel
-    ref: str
-    num_inputs: int
-    tokenize_s: float
-    dimensions: int
-    """D."""
+    def __init__(self, version: ServedVersion, model: DeviceModel, options: EmbeddingOptions, inputs: Inputs) -> None:
+        tokenized = tokenize(inputs, options, version.spec, version.tokenizer)
+        super().__init__(version, model, tokenized, num_inputs=len(inputs))
+        is_last = options.layer == version.spec.num_layers  # the last, by either of its numbers
+        self._layer = -1 if is_last else options.layer
+        self._options = options
+        self._dimensions = options.dimensions or vector_width(options, version.spec)
 
-    @property
-    def is_ragged(self) -> bool:
-        """Whether an answer is one vector a token."""
-        return self.options.pooling is PoolingMode.NONE
+    def key(self) -> BatchKey:
+        """Rows of one pooling and layer share batches."""
+        pooling = (self._options.pooling.value,) if self._options.pooling is not None else None
+        return BatchKey(self.model, "embedding", pooling, self._layer)
 
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingAnswer:
-    """Vectors [N, D] (zeros where an item failed), or a list of [T_i, D] for `pooling: none`."""
-
-    vectors: FloatArray | list[FloatArray]
-    tokens: list[int]
-    truncated: list[bool]
-    errors: dict[int, OndolError]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all inputs that have an answer."""
-        return sum(count for i, count in enumerate(self.tokens) if i not in self.errors)
-
-
-def prepare(
-    library: ModelLibrary,
-    *,
-    work_id: str,
-    version_id: str,
-    options: EmbeddingOptions,
-    inputs: Inputs,
-    priority: Priority,
-    deadline_at: float | None = None,
-    is_alone: bool = False,
-    num_losses: int = 0,
-    on_done: Callable[[Work], None] | None = None,
-) -> EmbeddingTask:
-    """Tokenise the inputs and make their rows; blocks while the model is brought here and loaded."""
-    wanted_at = time.monotonic()
-    version = library.version(version_id)
-    model = library.device_model(version, options.dtype)
-    started_at = time.monotonic()
-    tokenized = tokenize(inputs, options, version.spec, version.tokenizer)
-    pooling = (options.pooling.value,) if options.pooling is not None else None
-    layer = -1 if options.layer == version.spec.num_layers else options.layer  # the last, by either of its numbers
-    key = BatchKey(model, "embedding", pooling, layer)
-    work = Work(
-        id=work_id,
-        key=key,
-        priority=priority,
-        on_done=on_done,
-        deadline_at=deadline_at,
-        is_alone=is_alone,
-        load_s=started_at - wanted_at,
-    )
-    work.add_rows([_row(row, work, i, num_losses) for i, row in enumerate(tokenized.rows)])
-    return EmbeddingTask(
-        work=work,
-        tokenized=tokenized,
-        options=options,
-        model=model,
-        ref=version.record.ref,
-        num_inputs=len(inputs),
-        tokenize_s=time.monotonic() - started_at,
-        dimensions=options.dimensions or vector_width(options, version.spec),
-    )
-
-
-def answer(task: EmbeddingTask) -> EmbeddingAnswer:
-    """The answer of a finished work: windows pooled, cut, normalised."""
-    errors = dict(task.tokenized.errors)
-    for row_index, error in task.work.errors.items():
-        errors.setdefault(task.tokenized.rows[row_index].input_index, error)
-    by_input: list[list[int]] = [[] for _ in range(task.num_inputs)]
-    for row_index, row in enumerate(task.tokenized.rows):
-        by_input[row.input_index].append(row_index)
-    if task.is_ragged:
-        vectors: FloatArray | list[FloatArray] = _ragged(task, by_input, errors)
-    else:
-        vectors = _finish(_pooled(task, by_input, errors), task.options)
-    return EmbeddingAnswer(vectors, task.tokenized.tokens, task.tokenized.truncated, errors)
-
-
-def summary_of(task: EmbeddingTask, found: EmbeddingAnswer) -> dict[str, Any]:
-    """How the bytes of a stored result are to be read."""
-    summary: dict[str, Any] = {
-        "kind": "embedding",
-        "shape": None,
-        "lengths": None,
-        "tokens": found.tokens,
-        "truncated": [i for i, cut in enumerate(found.truncated) if cut],
-        "errors": {str(i): error.as_dict() for i, error in found.errors.items()},
-        "model": task.ref,
-        "dtype": task.model.dtype,
-        "engine": "torch",
-        "encoding": task.options.encoding,
-        "num_tokens": found.num_tokens,
-    }
-    if isinstance(found.vectors, list):
-        summary["lengths"] = [len(vectors) for vectors in found.vectors]
-        summary["dimensions"] = task.dimensions
-        summary["special_tokens"] = _special_tokens(task, found)
-    else:
-        summary["shape"] = list(found.vectors.shape)
-    return summary
-
-
-def data_of(found: EmbeddingAnswer) -> bytes:
-    """The vectors as little-endian float32 bytes."""
-    if isinstance(found.vectors, list):
-        return b"".join(np.ascontiguousarray(vectors, dtype="<f4").tobytes() for vectors in found.vectors)
-    return np.ascontiguousarray(found.vectors, dtype="<f4").tobytes()
-
-
-def _row(row: TokenRow, work: Work, index: int, num_losses: int) -> Row:
-    return Row(row.ids, work, index, skip=row.skip, num_losses=num_losses)
-
-
-def _pooled(task: EmbeddingTask, by_input: list[list[int]], errors: dict[int, OndolError]) -> FloatArray:
-    """Float32 [N, H]; an input of several windows is their mean, weighted by content tokens."""
-    outputs, rows = task.work.outputs, task.tokenized.rows
-    size = next((len(output) for output in outputs if output is not None), task.dimensions)
-    vectors = np.zeros((task.num_inputs, size), dtype=np.float32)
-    for i, row_indices in enumerate(by_input):
-        if i in errors:
-            continue
-        if len(row_indices) == 1:
-            vectors[i] = outputs[row_indices[0]]
+    def answer(self) -> Answer:
+        """Windows pooled, cut, normalised."""
+        errors = self.errors()
+        by_input: list[list[int]] = [[] for _ in range(self.num_inputs)]
+        for row_index, row in enumerate(self.tokenized.rows):
+            by_input[row.input_index].append(row_index)
+        if self._options.pooling is PoolingMode.NONE:
+            vectors: FloatArray | list[FloatArray] = self._ragged(by_input, errors)
         else:
-            weights = np.array([rows[k].weight for k in row_indices], dtype=np.float32)
-            table = np.stack([_present(outputs[k]) for k in row_indices])
-            vectors[i] = weights @ table / weights.sum()
-    return vectors
+            vectors = _finish(self._pooled(by_input, errors), self._options)
+        return Answer(vectors, self.tokenized.tokens, self.tokenized.truncated, errors)
 
+    def how_to_read(self, found: Answer) -> dict[str, Any]:
+        """Vectors [N, D], or [T_i, D] by their `lengths`."""
+        about: dict[str, Any] = {
+            "kind": "embedding",
+            "shape": None,
+            "lengths": None,
+            "encoding": self._options.encoding,
+        }
+        if isinstance(found.vectors, list):
+            about["lengths"] = [len(vectors) for vectors in found.vectors]
+            about["dimensions"] = self._dimensions
+            about["special_tokens"] = self._special_tokens(found)
+        else:
+            about["shape"] = list(found.vectors.shape)
+        return about
 
-def _ragged(task: EmbeddingTask, by_input: list[list[int]], errors: dict[int, OndolError]) -> list[FloatArray]:
-    outputs = task.work.outputs
-    found: list[FloatArray] = []
-    for i, row_indices in enumerate(by_input):
-        if i in errors:
-            found.append(np.zeros((0, task.dimensions), dtype=np.float32))
-            continue
-        tables = [_present(outputs[k]) for k in row_indices]
-        found.append(_finish(np.concatenate(tables), task.options))
-    return found
+    def _pooled(self, by_input: list[list[int]], errors: dict[int, OndolError]) -> FloatArray:
+        """Float32 [N, H]; an input of several windows is their mean, weighted by content tokens."""
+        outputs, rows = self.work.outputs, self.tokenized.rows
+        size = next((len(output) for output in outputs if output is not None), self._dimensions)
+        vectors = np.zeros((self.num_inputs, size), dtype=np.float32)
+        for i, row_indices in enumerate(by_input):
+            if i in errors:
+                continue
+            if len(row_indices) == 1:
+                vectors[i] = outputs[row_indices[0]]
+            else:
+                weights = np.array([rows[k].weight for k in row_indices], dtype=np.float32)
+                table = np.stack([present(outputs[k]) for k in row_indices])
+                vectors[i] = weights @ table / weights.sum()
+        return vectors
 
+    def _ragged(self, by_input: list[list[int]], errors: dict[int, OndolError]) -> list[FloatArray]:
+        outputs = self.work.outputs
+        found: list[FloatArray] = []
+        for i, row_indices in enumerate(by_input):
+            if i in errors:
+                found.append(np.zeros((0, self._dimensions), dtype=np.float32))
+                continue
+            tables = [present(outputs[k]) for k in row_indices]
+            found.append(_finish(np.concatenate(tables), self._options))
+        return found
 
-def _special_tokens(task: EmbeddingTask, found: EmbeddingAnswer) -> list[list[int]]:
-    """By input, the places of its special tokens among its vectors; a long text's windows lie end to end."""
-    places: list[list[int]] = [[] for _ in range(task.num_inputs)]
-    starts = [0] * task.num_inputs
-    for row in task.tokenized.rows:
-        if row.input_index not in found.errors:
-            places[row.input_index] += [starts[row.input_index] + place for place in row.specials]
-            starts[row.input_index] += len(row.ids)
-    return places
-
-
-def _present(output: FloatArray | None) -> FloatArray:
-    assert output is not None, "a row of an input without an error has an output"
-    return output
+    def _special_tokens(self, found: Answer) -> list[list[int]]:
+        """By input, the places of its special tokens among its vectors; a long text's windows lie end to end."""
+        places: list[list[int]] = [[] for _ in range(self.num_inputs)]
+        starts = [0] * self.num_inputs
+        for row in self.tokenized.rows:
+            if row.input_index not in found.errors:
+                places[row.input_index] += [starts[row.input_index] + place for place in row.specials]
+                starts[row.input_index] += len(row.ids)
+        return places
 
 
 def _finish(vectors: FloatArray, options: EmbeddingOptions) -> FloatArray:

@@ -14,21 +14,21 @@ import structlog
 
 from models_store.result_blobs import ResultBlobs
 from ondol.broker.wake import WakeBus
-from ondol.contract.errors import AttemptError, DatabaseUnavailable, DeadlineExceeded, OndolError
-from ondol.contract.kinds import JobKind
-from ondol.contract.payloads import EmbeddingOptions
+from ondol.contract.errors import AttemptError, DatabaseUnavailable, DeadlineExceeded, OndolError, UnknownJobKind
+from ondol.contract.kinds import INFERENCE_KINDS, JobKind
 from ondol.control.ringer import Ringer
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob, Completion, Failure
 from ondol.sql.unit_of_work import UnitOfWork
-from workers import embedding
 from workers.batcher import Batcher
 from workers.claims import Claims
 from workers.import_job import ImportRunner
 from workers.in_flight import InFlight
+from workers.inference_task import Answer, InferenceTask, TaskRequest
 from workers.model_library import ModelLibrary
 from workers.rows import Work
 from workers.session import SessionKeeper
+from workers.tasks import prepare
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class HandlerDeps:
 
 
 Outcome = Completion | Failure
-Prepared = tuple[ClaimedJob, embedding.EmbeddingTask]
+Prepared = tuple[ClaimedJob, InferenceTask]
 
 
 @dataclass(slots=True)
@@ -123,8 +123,10 @@ def _begin(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps)
     try:
         if _must_end(session_id, deps):
             record.unfinished.append(job)
-        elif job.kind is JobKind.EMBEDDING:
+        elif job.kind in INFERENCE_KINDS:
             return job, _prepare(job, deps)
+        elif job.kind is not JobKind.IMPORT:
+            raise UnknownJobKind(f"jobs of kind {job.kind} are not run by this worker", param="kind")
         elif not deps.importer.run(job, must_end=lambda: _must_end(session_id, deps)):
             record.unfinished.append(job)
     except DatabaseUnavailable:  # an outage is nobody's failure: no retry is counted for it
@@ -142,19 +144,20 @@ def _must_end(session_id: str, deps: HandlerDeps) -> bool:
     return deps.stopping.is_set() or deps.session.current() != session_id
 
 
-def _prepare(job: ClaimedJob, deps: HandlerDeps) -> embedding.EmbeddingTask:
+def _prepare(job: ClaimedJob, deps: HandlerDeps) -> InferenceTask:
     assert job.version_id is not None
-    return embedding.prepare(
-        deps.library,
-        work_id=job.id,
+    request = TaskRequest(
+        id=job.id,
+        kind=job.kind,
         version_id=job.version_id,
-        options=EmbeddingOptions.model_validate(job.options),
+        options=job.options,
         inputs=json.loads(job.payload),
         priority=job.priority,
         deadline_at=job.deadline_at,
         is_alone=job.is_alone,
         num_losses=job.num_losses if job.is_alone else 0,
     )
+    return prepare(deps.library, request)
 
 
 def _wait(works: list[Work], session_id: str, deps: HandlerDeps) -> bool:
@@ -168,11 +171,11 @@ def _wait(works: list[Work], session_id: str, deps: HandlerDeps) -> bool:
     return False
 
 
-def _outcome(job: ClaimedJob, task: embedding.EmbeddingTask, deps: HandlerDeps) -> Outcome:
+def _outcome(job: ClaimedJob, task: InferenceTask, deps: HandlerDeps) -> Outcome:
     """How the job ended. Never raises: a job without an outcome would run for as long as the session lives."""
     timings = _timings(job, task)
     try:
-        found = embedding.answer(task)
+        found = task.answer()
         error = _error_of(job, task, found)
         if error is None:
             return _completion(job, task, found, timings, deps)
@@ -184,7 +187,7 @@ def _outcome(job: ClaimedJob, task: embedding.EmbeddingTask, deps: HandlerDeps) 
     return _failure(job, error, timings=timings, num_losses=task.work.num_new_losses)
 
 
-def _error_of(job: ClaimedJob, task: embedding.EmbeddingTask, found: embedding.EmbeddingAnswer) -> OndolError | None:
+def _error_of(job: ClaimedJob, task: InferenceTask, found: Answer) -> OndolError | None:
     """What fails the job as a whole: a missed deadline, or an error in each of its inputs."""
     if job.deadline_at is not None and time.time() > job.deadline_at:
         return DeadlineExceeded("the deadline passed before the job was done")
@@ -193,18 +196,18 @@ def _error_of(job: ClaimedJob, task: embedding.EmbeddingTask, found: embedding.E
 
 def _completion(
     job: ClaimedJob,
-    task: embedding.EmbeddingTask,
-    found: embedding.EmbeddingAnswer,
+    task: InferenceTask,
+    found: Answer,
     timings: dict[str, float],
     deps: HandlerDeps,
 ) -> Completion:
-    data = embedding.data_of(found)
+    data = task.data(found)
     is_large = len(data) > MAX_INLINE_RESULT_BYTES
     blob_path = deps.blobs.write(job.id, job.attempt, data) if is_large else None
     return Completion(
         job_id=job.id,
         attempt=job.attempt,
-        summary=embedding.summary_of(task, found),
+        summary=task.summary(found),
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         tokens=found.num_tokens,
@@ -214,7 +217,7 @@ def _completion(
     )
 
 
-def _timings(job: ClaimedJob, task: embedding.EmbeddingTask) -> dict[str, float]:
+def _timings(job: ClaimedJob, task: InferenceTask) -> dict[str, float]:
     return {
         "queue_wait_s": round(max(0.0, job.claimed_at - job.created_at), 6),
         "load_s": round(task.work.load_s, 6),

@@ -109,7 +109,7 @@ class ImportRunner:
                 job_id=job.id,
                 attempt=job.attempt,
                 lineage={"source": "import"},
-            )
+            ).version
             kept = uow.models.record_dtype(replace(probed, manifest_digest=manifest.digest))
             if not uow.attempts.complete([_completion(job, version.ref, spec, kept, took_s)]):
                 raise StaleAttempt(f"import {job.id} was overtaken; nothing is published")

@@ -5,27 +5,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 
+from ondol.contract.states import Priority
 from workers.rows import Work
+from workers.serving_gate import ServingGate
 
 
 class InFlight:
-    """Thread-safe register of works."""
+    """Thread-safe register of works; `gate` is told how many of them are interactive."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: ServingGate) -> None:
+        self._gate = gate
         self._works: dict[str, Work] = {}
         self._lock = threading.Lock()
 
     def add(self, works: Iterable[Work]) -> None:
         """Register works."""
+        added = {work.id: work for work in works}
         with self._lock:
-            self._works.update({work.id: work for work in works})
+            self._works.update(added)
+        self._gate.enter(_num_interactive(added.values()))
 
     def remove(self, works: Iterable[Work]) -> None:
         """Forget works."""
+        removed = []
         with self._lock:
             for work in works:
                 if self._works.get(work.id) is work:
-                    del self._works[work.id]
+                    removed.append(self._works.pop(work.id))
+        self._gate.leave(_num_interactive(removed))
+
+    def is_using(self, manifest_digest: str) -> bool:
+        """Whether a work is open whose rows go through these files, in whatever dtype."""
+        with self._lock:
+            return any(work.key.model.key.startswith(f"{manifest_digest}:") for work in self._works.values())
 
     def strike(self, ids: Sequence[str]) -> None:
         """Strike out those of the ids that are here."""
@@ -40,3 +52,7 @@ class InFlight:
             works = [work for work in self._works.values() if work.needs_lease]
         for work in works:
             work.strike()
+
+
+def _num_interactive(works: Iterable[Work]) -> int:
+    return sum(work.priority is Priority.INTERACTIVE for work in works)

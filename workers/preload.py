@@ -1,4 +1,4 @@
-"""Models that are loaded and pinned whenever a device process has come up (setting `MODELS`)."""
+"""Models that are loaded and pinned whenever a device process has come up (setting `MODELS`), aliases as they move."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import structlog
 
 from ondol.contract.errors import OndolError
-from ondol.contract.model_ref import ModelRef, parse_model_ref
+from ondol.contract.model_ref import DEFAULT_ALIAS, ModelRef, parse_model_ref
 from ondol.sql.database import Database
 from workers.model_library import ModelLibrary
 
@@ -22,12 +22,28 @@ class Preloader:
         self._database = database
         self._library = library
         self._refs = tuple(refs)
+        self._num_lives = 0
+        self._pinned: dict[str, tuple[str, int]] = {}
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="preloader", daemon=True)
 
     def device_up(self) -> None:
         """A device process has come up with an empty pool; returns at once."""
+        self._num_lives += 1
         self._wanted.set()
+
+    def alias_moved(self, model: str, alias: str) -> None:
+        """Pin what the alias points to now, if the setting names it; returns at once."""
+        if f"{model}@{alias}" in self._refs or (alias == DEFAULT_ALIAS and model in self._refs):
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Load and pin what the references stand for now and is not loaded; returns at once."""
+        self._wanted.set()
+
+    def is_pinned(self, manifest_digest: str) -> bool:
+        """Whether a reference of the setting stands for these files, as far as they are loaded."""
+        return any(digest == manifest_digest for digest, _ in list(self._pinned.values()))
 
     def start(self) -> None:
         """Begin to load."""
@@ -40,11 +56,20 @@ class Preloader:
             self._wanted.clear()
             for text in self._refs:
                 try:
-                    self._load(parse_model_ref(text, param="MODELS"))
+                    self._load(text, parse_model_ref(text, param="MODELS"))
                 except OndolError as exc:
                     log.warning("preload.failed", ref=text, reason=exc.message)
 
-    def _load(self, ref: ModelRef) -> None:
+    def _load(self, text: str, ref: ModelRef) -> None:
         record = self._database.read(lambda uow: uow.models.resolve(ref, uow.keys.project_id() or ""))
-        self._library.keep_warm(self._library.version(record.id))
+        wanted = (record.manifest_digest, self._num_lives)
+        if self._pinned.get(text) == wanted:
+            return
+        try:
+            self._library.keep_warm(self._library.version(record.id))
+        except OndolError as exc:
+            if exc.code == "model_too_large":
+                self._pinned.pop(text, None)  # what the reference stood for before must make room
+            raise
+        self._pinned[text] = wanted
         log.info("preload.pinned", ref=record.ref)

@@ -23,12 +23,16 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
-    """A version's files in one dtype, as the device process knows them."""
+    """A version's files in one dtype, as the device process knows them.
+
+    `pin` keeps the files at `path` on this host for as long as any row or work names them.
+    """
 
     key: str
     ref: str
     path: str
     dtype: str
+    pin: object = field(default=None, compare=False, repr=False)
 
     def as_header(self) -> dict[str, str]:
         """The form in which it travels to the device process."""
@@ -44,6 +48,11 @@ class BatchKey:
     pooling: tuple[str, ...] | None
     layer: int
 
+    @property
+    def is_by_token(self) -> bool:
+        """Whether a row's output is one vector a token, [T, H], and not one a row, [H]."""
+        return self.task == "token-classification" or self.pooling == ("none",)
+
     def spec(self) -> dict[str, Any]:
         """What the device process is to do with the rows."""
         return {"task": self.task, "pooling": list(self.pooling) if self.pooling else None, "layer": self.layer}
@@ -51,12 +60,16 @@ class BatchKey:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """What goes through the model: token ids [T], and which of the work's outputs it becomes."""
+    """What goes through the model: token ids [T], and which of the work's outputs it becomes.
+
+    `type_ids` [T] say which text of a pair a token belongs to; None: zeros.
+    """
 
     ids: IntArray
     work: Work
     index: int
     skip: int = 0
+    type_ids: IntArray | None = None
     num_losses: int = 0
     is_suspect: bool = False
 

@@ -11,6 +11,7 @@ import structlog
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database
+from ondol.sql.sessions import INFER
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -27,10 +28,14 @@ class WorkerIdentity:
     device_kind: str
     host: str
     pid: int
+    role: str = INFER
 
 
 class SessionKeeper:
     """Opens, renews and re-opens the session from a thread of its own.
+
+    With `may_be_late` a session that could not be renewed in time is taken up again if nobody has ended it meanwhile:
+    for a trainer, which stands still as long as `current()` is None.
 
     `current()` is the id under which work may be claimed and written now, or None. When the lease is lost, `on_lost`
     is called once; the process and its warm models stay, and a new session is opened when the database answers.
@@ -46,6 +51,7 @@ class SessionKeeper:
         is_ready: Callable[[], bool],
         warm: Callable[[], list[str]],
         on_lost: Callable[[], None],
+        may_be_late: bool = False,
     ) -> None:
         self._database = database
         self._identity = identity
@@ -54,6 +60,7 @@ class SessionKeeper:
         self._is_ready = is_ready
         self._warm = warm
         self._on_lost = on_lost
+        self._may_be_late = may_be_late
         self._session_id: str | None = None
         self._valid_until = 0.0
         self._stopping = threading.Event()
@@ -94,7 +101,8 @@ class SessionKeeper:
                 self._open_or_renew(asked_at)
             except DatabaseUnavailable as exc:
                 log.warning("session.not_renewed", reason=exc.message)
-            if self._session_id is not None and time.monotonic() >= self._valid_until:
+            is_late = self._session_id is not None and time.monotonic() >= self._valid_until
+            if is_late and not self._may_be_late:
                 self._lose("not renewed in time")
             self._renew_now.wait(self._renew_s)
             self._renew_now.clear()
@@ -106,7 +114,9 @@ class SessionKeeper:
         session_id = self._session_id
         is_ready, warm = self._is_ready(), self._warm()
         kept = self._database.write(
-            lambda uow: uow.sessions.renew(session_id, lease_s=self._lease_s, is_ready=is_ready, warm=warm)
+            lambda uow: uow.sessions.renew(
+                session_id, lease_s=self._lease_s, is_ready=is_ready, warm=warm, may_be_late=self._may_be_late
+            )
         )
         if kept:
             self._valid_until = asked_at + self._lease_s - STOP_WRITING_EARLY_S
@@ -124,6 +134,7 @@ class SessionKeeper:
                 host=who.host,
                 pid=who.pid,
                 lease_s=self._lease_s,
+                role=who.role,
             )
         )
 

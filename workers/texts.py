@@ -19,7 +19,8 @@ from workers.rows import IntArray
 class TokenRow:
     """Token ids [T] of one row, the input it belongs to, leading tokens to leave out of pooling, its weight.
 
-    `specials` are the places of its special tokens.
+    `specials` are the places of its special tokens; `type_ids` [T] say which text of a pair a token belongs to (None:
+    zeros).
     """
 
     ids: IntArray
@@ -27,6 +28,7 @@ class TokenRow:
     skip: int = 0
     weight: int = 1
     specials: tuple[int, ...] = ()
+    type_ids: IntArray | None = None
 
 
 @dataclass(slots=True)
@@ -37,6 +39,18 @@ class Tokenized:
     tokens: list[int] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
     errors: dict[int, OndolError] = field(default_factory=dict)
+
+    def add(self, rows: list[TokenRow], *, is_cut: bool) -> None:
+        """Add the next input, by its rows."""
+        self.rows += rows
+        self.tokens.append(sum(len(row.ids) for row in rows))
+        self.truncated.append(is_cut)
+
+    def refuse(self, index: int, error: OndolError, *, num_tokens: int) -> None:
+        """Add the next input, which is the one with that index: it fails."""
+        self.errors[index] = error
+        self.tokens.append(num_tokens)
+        self.truncated.append(False)
 
 
 def prompt_of(options: EmbeddingOptions, spec: ModelSpec) -> str:
@@ -64,7 +78,7 @@ def tokenize(inputs: Inputs, options: EmbeddingOptions, spec: ModelSpec, tokeniz
     limit = min(options.max_length or spec.max_length, spec.max_length)
     if inputs and isinstance(inputs[0], list):
         return _from_ids(inputs, options, spec, limit, tokenizer)
-    _check_room(limit, tokenizer)
+    check_room(limit, tokenizer.num_special_tokens_to_add(False))
     prompt = prompt_of(options, spec)
     texts = [prompt + str(text) for text in inputs]
     skip = 0 if spec.pooling.include_prompt or not prompt else _prompt_length(prompt, tokenizer)
@@ -72,15 +86,46 @@ def tokenize(inputs: Inputs, options: EmbeddingOptions, spec: ModelSpec, tokeniz
     for i, encoding in enumerate(tokenizer.encode_batch_fast(texts)):
         ids = encoding.ids
         if not ids:
-            _refuse(found, i, InvalidPayload(f"input {i} has no token", param=f"input[{i}]"), num_tokens=0)
+            found.refuse(i, no_token(i), num_tokens=0)
         elif (
             len(ids) <= limit and options.pooling is not PoolingMode.NONE
         ):  # nearly all of them: no need to look inside
-            piece = _Piece(np.array(ids, dtype=np.int32), min(skip, len(ids) - 1))
-            _add(found, i, [piece], is_cut=False)
+            row = TokenRow(np.array(ids, dtype=np.int32), i, min(skip, len(ids) - 1))
+            found.add([row], is_cut=False)
         else:
-            _fit(found, i, _Text(ids, *_bounds(encoding), skip=skip), limit, options)
+            _fit(found, i, _Text(ids, *own_bounds(encoding), skip=skip), limit, options)
     return found
+
+
+def check_room(limit: int, num_specials: int) -> None:
+    """Return if a row of `limit` tokens holds any of a text's own; InvalidPayload if not."""
+    if limit <= num_specials:
+        raise InvalidPayload(
+            f"max_length {limit} leaves no room for a text beside {num_specials} special tokens",
+            param="options.max_length",
+        )
+
+
+def no_token(index: int) -> InvalidPayload:
+    """The error of an input of which nothing is left to run."""
+    return InvalidPayload(f"input {index} has no token", param=f"input[{index}]")
+
+
+def too_long(index: int, num_tokens: int, limit: int) -> InputTooLong:
+    """The error of an input that may not be cut."""
+    message = f"input {index} has {num_tokens} tokens, the model takes {limit}; "
+    return InputTooLong(message + "shorten it, or set truncate to right or left", param=f"input[{index}]")
+
+
+def own_bounds(encoding: Encoding) -> tuple[int, int]:
+    """Where the text's own tokens begin and end between the special tokens that the template puts around it."""
+    mask = encoding.special_tokens_mask
+    begin, end = 0, len(mask)
+    while begin < end and mask[begin]:
+        begin += 1
+    while end > begin and mask[end - 1]:
+        end -= 1
+    return begin, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +180,14 @@ def _fit(found: Tokenized, index: int, text: _Text, limit: int, options: Embeddi
     """Add the rows of a text, or its error if it is too long and neither cutting nor windows are wanted."""
     is_cut = len(text.ids) > limit and options.long_text != "window"
     if is_cut and options.truncate == "error":
-        message = f"input {index} has {len(text.ids)} tokens, the model takes {limit}; "
-        advice = "shorten it, or set truncate to right or left"
-        _refuse(found, index, InputTooLong(message + advice, param=f"input[{index}]"), num_tokens=len(text.ids))
+        found.refuse(index, too_long(index, len(text.ids), limit), num_tokens=len(text.ids))
     else:
         _add(found, index, _pieces(text, limit, options), is_cut=is_cut)
 
 
 def _add(found: Tokenized, index: int, pieces: list[_Piece], *, is_cut: bool) -> None:
-    for piece in pieces:
-        found.rows.append(TokenRow(piece.ids, index, piece.skip, max(1, piece.weight), piece.specials))
-    found.tokens.append(sum(len(piece.ids) for piece in pieces))
-    found.truncated.append(is_cut)
-
-
-def _refuse(found: Tokenized, index: int, error: OndolError, *, num_tokens: int) -> None:
-    found.errors[index] = error
-    found.tokens.append(num_tokens)
-    found.truncated.append(False)
+    rows = [TokenRow(piece.ids, index, piece.skip, max(1, piece.weight), piece.specials) for piece in pieces]
+    found.add(rows, is_cut=is_cut)
 
 
 def _from_ids(
@@ -164,7 +199,7 @@ def _from_ids(
     for i, ids in enumerate(inputs):
         if max(ids) >= spec.vocab_size:
             message = f"token id {max(ids)} is outside the model's vocabulary of {spec.vocab_size}"
-            _refuse(found, i, InvalidPayload(message, param=f"input[{i}]"), num_tokens=0)
+            found.refuse(i, InvalidPayload(message, param=f"input[{i}]"), num_tokens=0)
         else:
             _fit(found, i, _Text(ids, 0, len(ids), special_ids=special_ids), limit, options)
     return found
@@ -173,26 +208,6 @@ def _from_ids(
 def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     added = tokenizer.get_added_tokens_decoder()
     return frozenset(token_id for token_id, token in added.items() if token.special)
-
-
-def _check_room(limit: int, tokenizer: Tokenizer) -> None:
-    num_specials = tokenizer.num_special_tokens_to_add(False)
-    if limit <= num_specials:
-        raise InvalidPayload(
-            f"max_length {limit} leaves no room for a text beside {num_specials} special tokens",
-            param="options.max_length",
-        )
-
-
-def _bounds(encoding: Encoding) -> tuple[int, int]:
-    """Where the text's own tokens begin and end between the special tokens that the template puts around it."""
-    mask = encoding.special_tokens_mask
-    begin, end = 0, len(mask)
-    while begin < end and mask[begin]:
-        begin += 1
-    while end > begin and mask[end - 1]:
-        end -= 1
-    return begin, end
 
 
 def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:

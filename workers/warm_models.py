@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ondol.contract.frames import Header
 from workers.batcher import Batcher
@@ -24,6 +24,11 @@ class WarmModels:
         """References of the models that are warm, `name:3`."""
         with self._lock:
             return sorted(set(self._refs.values()))
+
+    def keys(self) -> frozenset[str]:
+        """Keys (manifest digest and dtype) of the models that are warm."""
+        with self._lock:
+            return frozenset(self._refs)
 
     def loaded(self, header: Header, model: DeviceModel) -> None:
         """A `loaded` reply has come."""
@@ -46,6 +51,13 @@ class WarmModels:
             self._evict(header)
         if is_new or header.get("evicted"):
             self._on_change()
+
+    def unloaded(self, keys: Iterable[str]) -> None:
+        """The device process has let these models go."""
+        with self._lock:
+            for key in keys:
+                self._refs.pop(key, None)
+        self._on_change()
 
     def clear(self) -> None:
         """The device process has ended: nothing is warm."""

@@ -1,4 +1,4 @@
-"""Wake-ups: hints by Redis pub/sub that a job has moved, or that work is no longer wanted.
+"""Wake-ups: hints by Redis pub/sub that a job or an alias has moved, or that work is no longer wanted.
 
 SQL is read again after each. A lost hint costs a poll interval, never a job.
 """
@@ -21,13 +21,14 @@ from ondol.broker.ending import end_tasks
 
 WAKE_CHANNEL = "ondol:wake"
 STRIKE_CHANNEL = "ondol:strike"
+ALIAS_CHANNEL = "ondol:aliases"
 _MAX_GROUP = 2_000
 
 log = structlog.get_logger(__name__)
 
 
 class WakeBus:
-    """Sends hints from a thread of its own; `wake` and `strike` never block and never raise."""
+    """Sends hints from a thread of its own; `wake`, `strike` and `alias_moved` never block and never raise."""
 
     def __init__(self, redis_url: str) -> None:
         self._client = connect(redis_url)
@@ -44,6 +45,10 @@ class WakeBus:
         """Tell workers that these jobs or calls are no longer wanted."""
         if ids:
             self._queue.put((STRIKE_CHANNEL, list(ids)))
+
+    def alias_moved(self) -> None:
+        """Tell workers that an alias points elsewhere; call it once the move is committed."""
+        self._queue.put((ALIAS_CHANNEL, []))
 
     def close(self) -> None:
         """Send what waits, then stop."""
@@ -145,14 +150,15 @@ async def wait_event(event: asyncio.Event, timeout_s: float) -> bool:
     return True
 
 
-class StrikeListener:
-    """The worker's side: a thread that hands struck-out ids to a callback."""
+class HintListener:
+    """The worker's side: a thread that hands the ids of each hint on a channel to a callback."""
 
-    def __init__(self, redis_url: str, on_strike: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, redis_url: str, channel: str, on_hint: Callable[[Sequence[str]], None]) -> None:
         self._client = connect(redis_url)
-        self._on_strike = on_strike
+        self._channel = channel
+        self._on_hint = on_hint
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="strike-listener", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name=f"{channel}-listener", daemon=True)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -172,17 +178,24 @@ class StrikeListener:
         while not self._stopping.is_set():
             try:
                 with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    pubsub.subscribe(STRIKE_CHANNEL)
+                    pubsub.subscribe(self._channel)
                     self._receive(pubsub)
             except (RedisError, OSError) as exc:
-                log.info("strike.listener_reconnects", reason=str(exc)[:200])
+                log.info("wake.listener_reconnects", channel=self._channel, reason=str(exc)[:200])
                 self._stopping.wait(0.5)
 
     def _receive(self, pubsub: redis.client.PubSub) -> None:
         while not self._stopping.is_set():
             message = pubsub.get_message(timeout=1.0)
             if message is not None:
-                self._on_strike(_ids_of(message["data"]))
+                self._on_hint(_ids_of(message["data"]))
+
+
+class StrikeListener(HintListener):
+    """Hands ids that were struck out to a callback."""
+
+    def __init__(self, redis_url: str, on_strike: Callable[[Sequence[str]], None]) -> None:
+        super().__init__(redis_url, STRIKE_CHANNEL, on_strike)
 
 
 def _ids_of(data: bytes) -> list[str]:

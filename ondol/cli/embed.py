@@ -9,25 +9,18 @@ from typing import Annotated
 
 import typer
 
-from ondol.cli import exits
 from ondol.cli.connection import open_client
 from ondol.cli.options import AsJson, Output, ResultFormat
 from ondol.cli.output import npy_bytes, write_bytes, write_text
+from ondol.cli.texts import File, Texts, read_texts, report_errors
 from ondol.client.embed_flow import PartialVectors
-from ondol.contract.errors import InvalidPayload
-
-_STDIN = "-"
 
 
 def embed(
     ctx: typer.Context,
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts, or - for standard input.", show_default=False, metavar="TEXT")
-    ] = None,
+    texts: Texts = None,
     model: Annotated[str, typer.Option("--model", "-m", help="name, name:3 or name@alias")] = "all-minilm-l6-v2",
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="UTF-8 file, one text a line; - is stdin.", show_default=False)
-    ] = None,
+    file: File = None,
     output_format: Annotated[ResultFormat, typer.Option("--format", help="How to write vectors.")] = ResultFormat.JSON,
     output: Output = None,
     as_job: Annotated[bool, typer.Option("--job", help="Run as a durable job even if it is small.")] = False,
@@ -41,7 +34,7 @@ def embed(
 
     Example: ondol embed "물이 너무 뜨거워요" --model multilingual-e5-small --prompt-name query
     """
-    chosen = _read_texts(texts or [], file)
+    chosen = read_texts(texts or [], file, to="embed")
     with open_client(ctx) as client:
         outcome = client.embed(
             chosen,
@@ -55,37 +48,7 @@ def embed(
             truncate=truncate,
         )
     _write(outcome, model, ResultFormat.JSON if as_json else output_format, output)
-    return _report_errors(outcome)
-
-
-def _read_texts(texts: list[str], file: Path | None) -> list[str]:
-    if file is not None and texts:
-        raise InvalidPayload("give texts or --file, not both")
-    if str(file) == _STDIN or texts == [_STDIN]:
-        return _lines(sys.stdin.buffer.read(), "standard input")
-    if file is not None:
-        return _lines(_read(file), str(file))
-    if not texts:
-        raise InvalidPayload(
-            'nothing to embed; give texts, --file FILE, or - for standard input, as in: ondol embed "a"'
-        )
-    return texts
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as exc:
-        raise InvalidPayload(f"cannot read {file}: {exc.strerror}", param="--file") from exc
-
-
-def _lines(content: bytes, source: str) -> list[str]:
-    try:
-        # Only line feeds end a text: str.splitlines would also cut at U+2028 and its kin inside a text.
-        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as exc:
-        raise InvalidPayload(f"{source} is not UTF-8 (byte {exc.start})") from exc
-    return lines[:-1] if lines[-1] == "" else lines
+    return report_errors(outcome.errors)
 
 
 def _write(outcome: PartialVectors, model: str, output_format: ResultFormat, output: Path | None) -> None:
@@ -106,9 +69,3 @@ def _item(outcome: PartialVectors, index: int) -> dict[str, object]:
         return {"index": index, "error": {"code": error.code, "message": error.message}}
     # The shortest decimals that read back as the same float32, not the longer ones of their float64 value.
     return {"index": index, "output": [float(str(value)) for value in outcome.vectors[index]]}
-
-
-def _report_errors(outcome: PartialVectors) -> int:
-    for index, error in sorted(outcome.errors.items()):
-        exits.fail(f"input[{index}]: {error.code}: {error.message}", exits.JOB_FAILED)
-    return exits.JOB_FAILED if outcome.errors else exits.DONE

@@ -79,4 +79,6 @@ def _advice(error: OndolError) -> str:
         return "`ondol models ls` shows the models there are"
     if isinstance(error, NoSuchThing) and error.code == "job_not_found":
         return "`ondol jobs ls` shows the jobs there are"
+    if isinstance(error, NoSuchThing) and error.code == "file_not_found":
+        return "`ondol files ls` shows the files there are"
     return ""

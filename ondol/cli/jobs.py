@@ -1,4 +1,4 @@
-"""`ondol jobs`: list, show, watch, result, events, cancel, rm."""
+"""`ondol jobs`: list, show, watch, result, events, cancel, pause, resume, rm."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def show_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False)
 
 @app.command("watch")
 def watch_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False) -> int:
-    """Watch a job until it ends; exit code 1 if it fails.
+    """Watch a job until it ends; exit code 1 if it fails. Ctrl-C ends the watching, not the job.
 
     Example: ondol jobs watch job_01k9zv6t0m3x5r7c2b8d4f6g1h
     """
@@ -134,6 +134,36 @@ def cancel_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = Fals
         print(f"{job.id} is {job.status}")
 
 
+@app.command("pause")
+def pause_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False) -> None:
+    """Pause a fine-tune that trains: at its next checkpoint it frees the device.
+
+    Example: ondol jobs pause job_01k9zv6t0m3x5r7c2b8d4f6g1h
+    """
+    with open_client(ctx) as client:
+        job = client.jobs.pause(job_id)
+    if as_json:
+        print_json(job.raw)
+    elif job.status == JobState.PAUSED:
+        print(f"{job.id} is paused")
+    else:
+        print(f"{job.id} will pause at its next checkpoint; `ondol jobs resume {job.id}` goes on from there")
+
+
+@app.command("resume")
+def resume_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False) -> None:
+    """Queue a paused fine-tune again; it goes on from its last checkpoint.
+
+    Example: ondol jobs resume job_01k9zv6t0m3x5r7c2b8d4f6g1h
+    """
+    with open_client(ctx) as client:
+        job = client.jobs.resume(job_id)
+    if as_json:
+        print_json(job.raw)
+    else:
+        print(f"{job.id} is {job.status}")
+
+
 @app.command("rm")
 def remove_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False) -> None:
     """Delete a job with its inputs, result and events.
@@ -165,6 +195,8 @@ def _pairs(job: Job) -> list[tuple[str, object]]:
         ("started", local_time(job.started_at)),
         ("finished", local_time(job.finished_at)),
         ("ran", seconds(job.run_s)),
+        ("pause asked", local_time(job.pause_requested_at)),
+        ("device free", local_time(job.device_released_at)),
         ("attempt", job.attempt),
         ("worker", job.worker),
         ("usage", _said(job.usage)),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from ondol.cli import database, demo, doctor, embed, exits, jobs, keys, models, processes
+from ondol.cli import classify, database, demo, doctor, embed, exits, files, fine_tune, jobs, keys, models, processes
 
 app = typer.Typer(
     name="ondol",
@@ -22,10 +22,15 @@ app = typer.Typer(
 app.command()(processes.up)
 app.command()(processes.api)
 app.command()(processes.worker)
+app.command()(processes.trainer)
 app.command()(processes.reconciler)
 app.command()(embed.embed)
+app.command()(classify.classify)
+app.command()(classify.tag)
+app.command()(fine_tune.fine_tune)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(database.app, name="db")
 app.command()(doctor.doctor)

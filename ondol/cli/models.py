@@ -1,4 +1,4 @@
-"""`ondol models`: list, show, import."""
+"""`ondol models`: list, show, import, export, aliases, delete."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from ondol.cli.connection import open_client
 from ondol.cli.options import AsJson
 from ondol.cli.output import local_time, print_json, print_pairs, print_table
 from ondol.cli.watching import watch
+from ondol.client.model_flows import AliasInfo, AliasMove, Expected
+from ondol.client.sync_client import Ondol
+from ondol.contract.errors import InvalidPayload
+from ondol.contract.model_ref import parse_model_ref
 
 app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
+
+_NO_ALIAS = "none"
+
+Reference = Annotated[str, typer.Argument(help="name, name:3 or name@alias", show_default=False, metavar="MODEL")]
 
 
 @app.command("ls")
@@ -33,19 +41,24 @@ def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
 @app.command("show")
 def show_model(
     ctx: typer.Context,
-    ref: Annotated[str, typer.Argument(help="name, name:3 or name@alias", show_default=False, metavar="MODEL")],
+    ref: Reference,
+    card: Annotated[bool, typer.Option("--card", help="Print the model card instead, Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one model.
+    """Show one model: its labels, metrics, where it comes from, its aliases and versions.
 
     Example: ondol models show all-minilm-l6-v2
     """
     with open_client(ctx) as client:
+        if card:
+            _print_card(ref, client.models.card(ref), as_json=as_json)
+            return
         model = client.models.get(ref)
     if as_json:
         print_json(model.raw)
     else:
-        print_pairs((name, _shown(value)) for name, value in model.raw.items() if name not in ("object", "created"))
+        shown = {name: value for name, value in model.raw.items() if value not in ([], {}, None)}
+        print_pairs((name, _shown(value)) for name, value in shown.items() if name not in ("object", "created"))
 
 
 @app.command("import")
@@ -68,6 +81,115 @@ def import_model(
         if code == 0 and not as_json:
             print(f"{job.result().model or name} is imported")
     return code
+
+
+@app.command("alias")
+def alias_model(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="The model.", show_default=False)],
+    alias: Annotated[str | None, typer.Argument(help="The alias; without it all are listed.")] = None,
+    version: Annotated[str | None, typer.Argument(help="3, or name:3", show_default=False)] = None,
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="Only if it points to this version now, or 'none': to no version.", show_default=False
+        ),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.", show_default=False)] = "",
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the alias; its history stays.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move an alias to a version; without a version, show where aliases point and pointed.
+
+    Example: ondol models alias sentiment production 3 --expected 2 --reason "better on the new data"
+    """
+    if delete and (alias is None or version is not None):
+        raise InvalidPayload("--delete takes a model and an alias, and no version")
+    with open_client(ctx) as client:
+        if delete and alias is not None:
+            number = None if expected is None else _number(name, expected)
+            client.models.delete_alias(name, alias, expected=number, reason=reason)
+            _print_outcome({"id": f"{name}@{alias}", "deleted": True}, f"{name}@{alias} is deleted", as_json=as_json)
+        elif alias is None or version is None:
+            _print_aliases(client, name, alias, as_json=as_json)
+        else:
+            wanted = _number(name, version)
+            moved = client.models.set_alias(name, alias, wanted, expected=_expected(name, expected), reason=reason)
+            _print_outcome(moved.raw, f"{name}@{alias} points to {moved.version}", as_json=as_json)
+
+
+@app.command("export")
+def export_model(
+    ctx: typer.Context,
+    ref: Reference,
+    folder: Annotated[Path, typer.Argument(help="Local folder to make.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Bring a version to a local folder, every file compared with its digest; `from_pretrained` takes it.
+
+    Example: ondol models export sentiment@production ./sentiment
+    """
+    with open_client(ctx) as client:
+        exported = client.models.export(ref, folder)
+    _print_outcome({"model": exported, "folder": str(folder)}, f"{exported} is in {folder}", as_json=as_json)
+
+
+@app.command("rm")
+def remove_version(ctx: typer.Context, ref: Reference, as_json: AsJson = False) -> None:
+    """Delete one version that no alias points to.
+
+    Example: ondol models rm sentiment:2
+    """
+    with open_client(ctx) as client:
+        client.models.delete(ref)
+    _print_outcome({"id": ref, "deleted": True}, f"{ref} is deleted", as_json=as_json)
+
+
+def _expected(name: str, given: str | None) -> Expected:
+    if given is None:
+        return "any"
+    return None if given == _NO_ALIAS else _number(name, given)
+
+
+def _number(name: str, text: str) -> int:
+    """The version number in `3` or `name:3`; InvalidPayload for anything else, or another model's version."""
+    ref = parse_model_ref(text if ":" in text else f"{name}:{text}", param="version")
+    if ref.number is None or ref.name != name:
+        raise InvalidPayload(f"{text!r} is not a version of {name}; give its number", param="version")
+    return ref.number
+
+
+def _print_aliases(client: Ondol, name: str, alias: str | None, *, as_json: bool) -> None:
+    found = [one for one in client.models.aliases(name) if alias in (None, one.name)]
+    moves = client.models.alias_history(name, alias)
+    if as_json:
+        print_json({"aliases": [one.raw for one in found], "history": [move.raw for move in moves]})
+        return
+    print_table(("ALIAS", "VERSION", "SINCE"), [_alias_row(one) for one in found])
+    print()
+    print_table(("MOVED", "ALIAS", "FROM", "TO", "REASON"), [_move_row(move) for move in moves])
+
+
+def _alias_row(alias: AliasInfo) -> tuple[object, ...]:
+    return alias.name, alias.version, local_time(alias.updated_at)
+
+
+def _move_row(move: AliasMove) -> tuple[object, ...]:
+    return local_time(move.created_at), move.alias, move.previous, move.version or "deleted", move.reason
+
+
+def _print_card(ref: str, card: str | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": ref, "card": card})
+    else:
+        print(card if card is not None else f"{ref} has no model card")
+
+
+def _print_outcome(raw: dict[str, object], line: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(raw)
+    else:
+        print(line)
 
 
 def _shown(value: object) -> object:

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from ondol.settings import PREFIX, ApiSettings, ReconcilerSettings, UpSettings, WorkerSettings, load_settings
+from ondol.settings import (
+    PREFIX,
+    ApiSettings,
+    ReconcilerSettings,
+    TrainerSettings,
+    UpSettings,
+    WorkerSettings,
+    load_settings,
+)
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of everything that Ondol keeps here.", show_default="./ondol-data")
@@ -60,6 +68,21 @@ def worker(
     given = {"device": device, "cores": cores, "data_dir": data_dir, "log_format": _log_format(as_json)}
     load_settings(WorkerSettings, **given)
     _become("workers.main", given)
+
+
+def trainer(
+    device: Annotated[str | None, typer.Option(help="cpu:0, cuda:1, …", show_default="cpu:0")] = None,
+    cores: Annotated[str | None, typer.Option(help="CPU cores, as in 0,1.", show_default="all")] = None,
+    data_dir: DataDir = None,
+    as_json: LogAsJson = False,
+) -> None:
+    """Run one trainer node for one device: it checks the files of fine-tunes and trains, one at a time.
+
+    Example: ondol trainer --device cuda:0
+    """
+    given = {"device": device, "cores": cores, "data_dir": data_dir, "log_format": _log_format(as_json)}
+    load_settings(TrainerSettings, **given)
+    _become("workers.training.main", given)
 
 
 def reconciler(data_dir: DataDir = None, as_json: LogAsJson = False) -> None:

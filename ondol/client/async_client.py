@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
-from ondol.client import embed_flow
-from ondol.client.async_jobs import AsyncJobs, AsyncModels
-from ondol.client.embed_flow import EmbedRequest, PartialVectors, check_texts, rectangular_options
+from ondol.client import embed_flow, fine_tune_flow
+from ondol.client.async_files import AsyncFiles
+from ondol.client.async_jobs import AsyncJob, AsyncJobs
+from ondol.client.async_labels import AsyncLabelCalls
+from ondol.client.async_models import AsyncModels
+from ondol.client.embed_flow import PartialVectors, embed_request
 from ondol.client.errors import ItemErrors
 from ondol.client.event_stream import EventStream
-from ondol.client.flow import Answer, Effect, Flow, Pause
+from ondol.client.fine_tune_flow import Source, fine_tune_request
+from ondol.client.flow import Answer, Effect, Flow, Pause, Request, Sink
 from ondol.client.http import build_request, connect_options, to_answer, translate
 from ondol.client.records import JobEvent
 from ondol.client.retry import RetryPolicy
@@ -26,7 +30,7 @@ from ondol.contract.errors import OndolError
 T = TypeVar("T")
 
 
-class AsyncOndol:
+class AsyncOndol(AsyncLabelCalls):
     """A connection to an Ondol server for one event loop; close it, or use it in an `async with` statement."""
 
     def __init__(
@@ -45,6 +49,7 @@ class AsyncOndol:
         self._http = httpx.AsyncClient(**connect_options(target, timeout), transport=transport)
         self.jobs = AsyncJobs(self)
         self.models = AsyncModels(self)
+        self.files = AsyncFiles(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,7 +98,7 @@ class AsyncOndol:
         **options: Any,
     ) -> Vectors | PartialVectors:
         """Float32 vectors: [H] for a str, [N, H] for a list, in its order; see `Ondol.embed`."""
-        request = EmbedRequest(check_texts(texts), model, rectangular_options(options), as_job, priority)
+        request = embed_request(texts, model, options, as_job=as_job, priority=priority)
         outcome = await self.run(embed_flow.embed(request, self.policy))
         if errors == "return":
             return outcome
@@ -101,6 +106,54 @@ class AsyncOndol:
             raise ItemErrors(outcome.errors, partial=outcome.vectors)
         vector: Vectors = outcome.vectors[0] if isinstance(texts, str) else outcome.vectors
         return vector
+
+    async def fine_tune(
+        self,
+        data: Source,
+        *,
+        model: str,
+        name: str,
+        alias: str | None = None,
+        validation: Source | None = None,
+        task: str | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+        epochs: float | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+        max_length: int | None = None,
+        head: str | None = None,
+        backbone: str | None = None,
+        freeze_word_embeddings: bool | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        validate_only: bool | None = None,
+        priority: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncJob:
+        """The accepted fine-tune of `model` on labelled data; see `Ondol.fine_tune`."""
+        given = {
+            "alias": alias,
+            "task": task,
+            "text_column": text_column,
+            "label_column": label_column,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "max_length": max_length,
+            "head": head,
+            "backbone": backbone,
+            "freeze_word_embeddings": freeze_word_embeddings,
+            "hyperparameters": hyperparameters,
+            "validate_only": validate_only,
+            **options,
+        }
+        request = fine_tune_request(
+            data, validation, model=model, name=name, options=given, priority=priority, metadata=metadata
+        )
+        return AsyncJob(self, await self.run(fine_tune_flow.fine_tune(request, self.policy)))
 
     async def run(self, flow: Flow[T]) -> T:
         """What `flow` returns, performing what it asks for."""
@@ -149,6 +202,21 @@ class AsyncOndol:
             await asyncio.sleep(effect.seconds)
             return None
         try:
+            if effect.request.sink is not None:
+                return await self._save(effect.request, effect.request.sink)
             return to_answer(await self._http.send(build_request(self._http, effect.request, self._timeout_s)))
         except httpx.TransportError as exc:
             raise translate(exc, self.base_url) from exc
+
+    async def _save(self, request: Request, sink: Sink) -> Answer:
+        response = await self._http.send(build_request(self._http, request, self._timeout_s), stream=True)
+        try:
+            if response.status_code >= 400:
+                await response.aread()
+                return to_answer(response)
+            await asyncio.to_thread(sink.begin)
+            async for piece in response.aiter_bytes():
+                await asyncio.to_thread(sink.write, piece)
+            return Answer(response.status_code, response.headers, b"")
+        finally:
+            await response.aclose()

@@ -13,7 +13,7 @@ from ondol.contract.errors import OndolError
 if TYPE_CHECKING:
     from ondol.client.records import JobFields
 
-_INPUT_PARAM = re.compile(r"input\[(\d+)\]")
+_INPUT_PARAM = re.compile(r"inputs?\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,15 @@ class ItemError:
 
 
 class ConnectionFailed(OndolError):
-    """No answer came from the server at `url`; trying again can help."""
+    """No answer came from the server at `url`; trying again can help. `was_sent`: the request may have reached it."""
 
     code = "connection_failed"
     retryable = True
 
-    def __init__(self, message: str, *, url: str) -> None:
+    def __init__(self, message: str, *, url: str, was_sent: bool = True) -> None:
         super().__init__(message)
         self.url = url
+        self.was_sent = was_sent
 
 
 class AnswerTimedOut(ConnectionFailed):
@@ -125,8 +126,8 @@ class WaitTimedOut(OndolError):
 class ItemErrors(OndolError):
     """Some inputs failed; `errors` maps their indexes to reasons, `partial` holds the result of the others.
 
-    For `embed`, `partial` is the float32 array [N, H] with NaN in the rows that failed; for `create_many` the list of
-    jobs with None in the places that failed.
+    For `embed`, `partial` is the float32 array [N, H] with NaN in the rows that failed; for `classify`, `tag` and
+    `create_many` the list of results or jobs with None in the places that failed.
     """
 
     code = "item_errors"
@@ -154,7 +155,7 @@ _BY_STATUS: dict[int, type[OndolAPIError]] = {
 def error_from_answer(
     status: int, content: bytes, *, request_id: str | None, retry_after_s: float | None
 ) -> OndolAPIError:
-    """The error that an answer with a status of 400 or more states, in OpenAI's error shape or any other body."""
+    """The error that an answer with a status of 400 or more states, in OpenAI's shape, Hugging Face's, or none."""
     kind = _BY_STATUS.get(status) or (ServerFailed if status >= 500 else RequestRefused)
     body = _error_body(content)
     message = body.get("message") or f"the server answered {status}: {content[:200].decode('utf-8', 'replace')}"
@@ -174,5 +175,9 @@ def _error_body(content: bytes) -> dict[str, Any]:
         body = json.loads(content)
     except ValueError:
         return {}
-    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(body, dict):
+        return {}
+    error = body.get("error")
+    if isinstance(error, str):  # Hugging Face's shape
+        return {"message": error, "code": body.get("error_type"), "param": body.get("param")}
     return error if isinstance(error, dict) else {}

@@ -8,9 +8,9 @@ into the flow.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ondol.client.errors import BadAnswer, ConnectionFailed, error_from_answer
 from ondol.client.retry import RetryPolicy, retry_after_s
@@ -19,11 +19,38 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 
+class Upload(Protocol):
+    """A body that is read while it is sent; iterated once for each time it is sent. Reading blocks."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Content type and length."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body from its beginning."""
+        ...
+
+
+class Sink(Protocol):
+    """Where the body of an answer goes. Both methods may block and may raise OndolError."""
+
+    def begin(self) -> None:
+        """An answer without an error has come; what was written before belongs to one that broke off."""
+        ...
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next piece."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request relative to the server's address; `body` is sent as JSON.
 
-    `patience_s` is added to the client's read timeout, for answers that the server holds back on purpose.
+    `patience_s` is added to the client's read timeout, for answers that the server holds back on purpose. An `upload`
+    is sent in place of `body`, in pieces. The body of an answer without an error goes to the `sink`, if there is one,
+    and is empty in the `Answer`.
     """
 
     method: str
@@ -32,6 +59,8 @@ class Request:
     body: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
     patience_s: float = 0.0
+    upload: Upload | None = None
+    sink: Sink | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypedDict
 
 import httpx
@@ -13,6 +15,7 @@ from ondol.contract.errors import InvalidPayload
 from ondol.settings import is_loopback
 
 CONNECT_TIMEOUT_S = 5.0
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class ConnectOptions(TypedDict):
@@ -41,12 +44,17 @@ def connect_options(target: Target, timeout_s: float) -> ConnectOptions:
 def build_request(http: httpx.Client | httpx.AsyncClient, request: Request, timeout_s: float) -> httpx.Request:
     """`request` as httpx sends it."""
     body: dict[str, Any] = {} if request.body is None else {"json": request.body}
+    headers = dict(request.headers)
+    if request.upload is not None:
+        pieces = request.upload.pieces()
+        body = {"content": pieces if isinstance(http, httpx.Client) else _on_threads(pieces)}
+        headers |= request.upload.headers
     timeout = httpx.Timeout(timeout_s + request.patience_s, connect=CONNECT_TIMEOUT_S)
     return http.build_request(
         request.method,
         request.path,
         params=dict(request.params),
-        headers=dict(request.headers),
+        headers=headers,
         timeout=timeout,
         **body,
     )
@@ -62,7 +70,16 @@ def translate(error: httpx.TransportError, url: str) -> ConnectionFailed:
     if isinstance(error, httpx.ReadTimeout):
         return AnswerTimedOut(f"{url} did not answer in time", url=url)
     reason = str(error) or type(error).__name__
-    return ConnectionFailed(f"cannot reach {url} ({reason}); start a server with `ondol up` or set ONDOL_URL", url=url)
+    return ConnectionFailed(
+        f"cannot reach {url} ({reason}); start a server with `ondol up` or set ONDOL_URL",
+        url=url,
+        was_sent=not isinstance(error, _NEVER_SENT),
+    )
+
+
+async def _on_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(next, pieces, b""):
+        yield piece
 
 
 def _host(url: str) -> str:

@@ -1,11 +1,10 @@
-"""Flows about jobs and models: submit, look, wait, result, cancel, delete, list, import."""
+"""Flows about jobs: submit, look, wait, result, cancel, delete, list."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ondol.client.errors import ItemError, JobFailed, NoSuchThing, OndolAPIError, WaitTimedOut
@@ -15,12 +14,10 @@ from ondol.client.records import (
     JobFields,
     JobRequest,
     JobResult,
-    ModelInfo,
     Page,
     parse_event,
     parse_item_error,
     parse_job,
-    parse_model,
     parse_page,
     parse_result,
 )
@@ -146,23 +143,6 @@ def list_jobs(policy: RetryPolicy, *, filters: Mapping[str, str | int | float], 
 def page_limit(left: int | None) -> int:
     """How many jobs to ask for when `left` (None: all) are still wanted."""
     return PAGE_JOBS if left is None else min(PAGE_JOBS, left)
-
-
-def list_models(policy: RetryPolicy) -> Flow[list[ModelInfo]]:
-    """All models that requests can name."""
-    page = parse_page((yield from exchange_json(Request("GET", "/v1/models"), policy)))
-    return [parse_model(raw) for raw in page.data]
-
-
-def get_model(ref: str, policy: RetryPolicy) -> Flow[ModelInfo]:
-    """What the server says about one model."""
-    return parse_model((yield from exchange_json(Request("GET", f"/v1/models/{ref}"), policy)))
-
-
-def import_request(path: str | Path, name: str, *, convert_bin: bool = False) -> JobRequest:
-    """The job that imports the model folder `path` of the server's machine as a version of `name`."""
-    where = str(Path(path).expanduser().absolute())
-    return JobRequest("import", input={"path": where}, options={"name": name, "convert_bin": convert_bin})
 
 
 def _explain(job_id: str, error: OndolAPIError, policy: RetryPolicy) -> Flow[None]:

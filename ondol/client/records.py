@@ -51,7 +51,11 @@ class Progress:
 
 @dataclass(slots=True)
 class JobFields:
-    """A job as the server last described it; times are aware and in UTC, `raw` is the JSON itself."""
+    """A job as the server last described it; times are aware and in UTC, `raw` is the JSON itself.
+
+    Only fine-tunes have the last three: what the check of the files `resolved`, when a pause was asked for that has not
+    come about yet, and since when a cancelled one's device is free.
+    """
 
     id: str
     kind: str
@@ -69,6 +73,9 @@ class JobFields:
     error: ItemError | None
     metadata: Mapping[str, Any]
     raw: Json
+    resolved: Mapping[str, Any] | None = None
+    pause_requested_at: datetime | None = None
+    device_released_at: datetime | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -107,12 +114,21 @@ class ResultItem:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """A job's result; `items` are in input order and empty for kinds without inputs (see `raw`)."""
+    """A job's result; `items` are in input order and empty for kinds without inputs (see `raw`).
+
+    For an inference `model` is the version that ran, for a fine-tune the one that was published (`name:3`; None if its
+    files were only validated), for which `metrics` are those of its best step.
+    """
 
     items: tuple[ResultItem, ...]
     model: str | None
     usage: Mapping[str, Any]
     raw: Json
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics of a fine-tune's published version on its validation rows; empty for other kinds."""
+        return self.raw.get("metrics") or {}
 
     @property
     def errors(self) -> dict[int, ItemError]:
@@ -158,6 +174,9 @@ def parse_job(raw: Json) -> JobFields:
             error=parse_item_error(raw.get("error")),
             metadata=raw.get("metadata") or {},
             raw=raw,
+            resolved=raw.get("resolved"),
+            pause_requested_at=_time(raw.get("pause_requested_at")),
+            device_released_at=_time(raw.get("device_released_at")),
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise BadAnswer(f"this is not a job: {str(raw)[:200]}") from exc

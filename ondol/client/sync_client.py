@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
-from ondol.client import embed_flow
-from ondol.client.embed_flow import EmbedRequest, OnProgress, PartialVectors, check_texts, rectangular_options
+from ondol.client import embed_flow, fine_tune_flow
+from ondol.client.bulk_flow import BulkRequest, OnProgress
+from ondol.client.embed_flow import PartialVectors, embed_request
 from ondol.client.errors import ItemErrors
 from ondol.client.event_stream import EventStream
-from ondol.client.flow import Answer, Effect, Flow, Pause
+from ondol.client.fine_tune_flow import Source, fine_tune_request
+from ondol.client.flow import Answer, Effect, Flow, Pause, Request, Sink
 from ondol.client.http import build_request, connect_options, to_answer, translate
 from ondol.client.progress import ProgressReport
 from ondol.client.records import JobEvent
 from ondol.client.retry import RetryPolicy
 from ondol.client.settings import find_target
-from ondol.client.sync_jobs import Jobs, Models
+from ondol.client.sync_files import Files
+from ondol.client.sync_jobs import Job, Jobs
+from ondol.client.sync_labels import LabelCalls
+from ondol.client.sync_models import Models
 from ondol.client.vectors import Vectors
 from ondol.contract.errors import OndolError
 
@@ -27,7 +32,7 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 60.0
 
 
-class Ondol:
+class Ondol(LabelCalls):
     """A connection to an Ondol server.
 
     The address is `base_url`, else ONDOL_URL, else that of an `ondol up` that runs from here, else
@@ -50,6 +55,7 @@ class Ondol:
         self._http = httpx.Client(**connect_options(target, timeout), transport=transport)
         self.jobs = Jobs(self)
         self.models = Models(self)
+        self.files = Files(self)
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +110,7 @@ class Ondol:
         unless `truncate="error"`. Inputs that fail raise ItemErrors with the partial result, or come back with
         `errors="return"`.
         """
-        request = EmbedRequest(check_texts(texts), model, rectangular_options(options), as_job, priority)
+        request = embed_request(texts, model, options, as_job=as_job, priority=priority)
         if progress:
             with ProgressReport(f"embedding with {model}") as report:
                 outcome = self._embed(request, report.update)
@@ -116,6 +122,61 @@ class Ondol:
             raise ItemErrors(outcome.errors, partial=outcome.vectors)
         vector: Vectors = outcome.vectors[0] if isinstance(texts, str) else outcome.vectors
         return vector
+
+    def fine_tune(
+        self,
+        data: Source,
+        *,
+        model: str,
+        name: str,
+        alias: str | None = None,
+        validation: Source | None = None,
+        task: str | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+        epochs: float | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+        max_length: int | None = None,
+        head: str | None = None,
+        backbone: str | None = None,
+        freeze_word_embeddings: bool | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        validate_only: bool | None = None,
+        priority: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Job:
+        """The accepted fine-tune of `model` on labelled data, which publishes a version of the model `name`.
+
+        Does not wait for its end; `job.wait(progress=True)` does, and `job.result()` has the new `model` and `metrics`.
+        `data` and `validation` are local paths (.csv, .tsv, .jsonl, .json, .parquet), which are uploaded, or ids of
+        files. What is None is found in the data or left to the server; `validate_only` checks the files and trains
+        nothing. `options`: any other option of a fine-tune, also hyperparameters by their own names
+        (`weight_decay=0.1`) and columns (`tags_column="ner"`). RequestRefused names the option that is wrong.
+        """
+        given = {
+            "alias": alias,
+            "task": task,
+            "text_column": text_column,
+            "label_column": label_column,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "max_length": max_length,
+            "head": head,
+            "backbone": backbone,
+            "freeze_word_embeddings": freeze_word_embeddings,
+            "hyperparameters": hyperparameters,
+            "validate_only": validate_only,
+            **options,
+        }
+        request = fine_tune_request(
+            data, validation, model=model, name=name, options=given, priority=priority, metadata=metadata
+        )
+        return Job(self, self.run(fine_tune_flow.fine_tune(request, self.policy)))
 
     def run(self, flow: Flow[T]) -> T:
         """What `flow` returns, performing what it asks for; blocks."""
@@ -158,7 +219,7 @@ class Ondol:
             response.close()
         stream.closed()
 
-    def _embed(self, request: EmbedRequest, on_progress: OnProgress | None) -> PartialVectors:
+    def _embed(self, request: BulkRequest, on_progress: OnProgress | None) -> PartialVectors:
         return self.run(embed_flow.embed(request, self.policy, on_progress))
 
     def _perform(self, effect: Effect) -> Answer | None:
@@ -166,6 +227,21 @@ class Ondol:
             time.sleep(effect.seconds)
             return None
         try:
+            if effect.request.sink is not None:
+                return self._save(effect.request, effect.request.sink)
             return to_answer(self._http.send(build_request(self._http, effect.request, self._timeout_s)))
         except httpx.TransportError as exc:
             raise translate(exc, self.base_url) from exc
+
+    def _save(self, request: Request, sink: Sink) -> Answer:
+        response = self._http.send(build_request(self._http, request, self._timeout_s), stream=True)
+        try:
+            if response.status_code >= 400:
+                response.read()
+                return to_answer(response)
+            sink.begin()
+            for piece in response.iter_bytes():
+                sink.write(piece)
+            return Answer(response.status_code, response.headers, b"")
+        finally:
+            response.close()

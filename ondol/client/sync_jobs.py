@@ -1,19 +1,21 @@
-"""`client.jobs`, `client.models` and `Job`, blocking."""
+"""`client.jobs` and `Job`, blocking."""
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ondol.client import job_flows
+from ondol.client import job_flows, training_flows
 from ondol.client.errors import ItemError, ItemErrors, JobFailed
 from ondol.client.event_stream import EventStream
 from ondol.client.progress import ProgressReport
-from ondol.client.records import JobEvent, JobFields, JobRequest, JobResult, ModelInfo, parse_job
+from ondol.client.records import JobEvent, JobFields, JobRequest, JobResult, parse_job
+from ondol.client.training_flows import Checkpoint
+from ondol.client.training_report import TrainingReport
 from ondol.client.vectors import Vectors
+from ondol.contract.kinds import JobKind
 
 if TYPE_CHECKING:
     from ondol.client.sync_client import Ondol
@@ -31,10 +33,17 @@ class Job(JobFields):
         return self._take(self._client.run(job_flows.get_job(self.id, self._client.policy)))
 
     def wait(self, *, timeout_s: float | None = None, progress: bool = False) -> Job:
-        """This job once it has ended, however it ended (look at `status`); WaitTimedOut after `timeout_s`."""
+        """This job once it has ended, however it ended (look at `status`); WaitTimedOut after `timeout_s`.
+
+        With `progress` stderr shows how it goes: a bar on a terminal, lines elsewhere. A paused job has not ended.
+        """
         policy = self._client.policy
         if not progress:
             return self._take(self._client.run(job_flows.wait_for_job(self.id, policy, timeout_s=timeout_s)))
+        if self.kind == JobKind.FINE_TUNE:
+            with TrainingReport(self) as training:
+                watching = training_flows.wait_with_events(self.id, policy, training, timeout_s=timeout_s)
+                return self._take(self._client.run(watching))
         with ProgressReport(f"{self.kind} {self.id}") as report:
             flow = job_flows.wait_for_job(self.id, policy, timeout_s=timeout_s, on_update=report.update_job)
             return self._take(self._client.run(flow))
@@ -44,7 +53,7 @@ class Job(JobFields):
         return self._client.jobs.events(self.id, after_seq=after_seq)
 
     def result(self) -> JobResult:
-        """The result; waits for it. JobFailed if the job failed or was cancelled."""
+        """The result; waits for it, and while a fine-tune is paused. JobFailed if the job failed or was cancelled."""
         return self._client.jobs.result(self._succeeded().id)
 
     def vectors(self) -> Vectors:
@@ -54,6 +63,21 @@ class Job(JobFields):
     def cancel(self) -> Job:
         """This job, cancelled; StateConflict if it had ended before."""
         return self._take(self._client.run(job_flows.cancel_job(self.id, self._client.policy)))
+
+    def pause(self) -> Job:
+        """This fine-tune, asked to stop at its next checkpoint and free the device; StateConflict unless it trains.
+
+        It is `paused` once the checkpoint is committed; until then `pause_requested_at` says that it was asked.
+        """
+        return self._take(self._client.run(training_flows.pause_job(self.id, self._client.policy)))
+
+    def resume(self) -> Job:
+        """This paused fine-tune, queued again to go on from its last checkpoint; StateConflict if it is not paused."""
+        return self._take(self._client.run(training_flows.resume_job(self.id, self._client.policy)))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Committed checkpoints of a fine-tune, newest first; empty for other kinds."""
+        return self._client.run(training_flows.list_checkpoints(self.id, self._client.policy))
 
     def _succeeded(self) -> Job:
         if not self.has_ended:
@@ -147,6 +171,18 @@ class Jobs:
         """The job, cancelled; StateConflict if it had ended before."""
         return Job(self._client, self._client.run(job_flows.cancel_job(job_id, self._client.policy)))
 
+    def pause(self, job_id: str) -> Job:
+        """The fine-tune, asked to stop at its next checkpoint; StateConflict unless it trains."""
+        return Job(self._client, self._client.run(training_flows.pause_job(job_id, self._client.policy)))
+
+    def resume(self, job_id: str) -> Job:
+        """The paused fine-tune, queued again; StateConflict if it is not paused."""
+        return Job(self._client, self._client.run(training_flows.resume_job(job_id, self._client.policy)))
+
+    def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
+        """Committed checkpoints of a fine-tune, newest first."""
+        return self._client.run(training_flows.list_checkpoints(job_id, self._client.policy))
+
     def delete(self, job_id: str) -> None:
         """Remove the job with its inputs, result and events."""
         self._client.run(job_flows.delete_job(job_id, self._client.policy))
@@ -160,22 +196,3 @@ class Jobs:
         """All jobs once all have ended, in the order given; WaitTimedOut after `timeout_s` in all."""
         flow = job_flows.wait_for_jobs(job_ids, self._client.policy, timeout_s=timeout_s)
         return [Job(self._client, seen) for seen in self._client.run(flow)]
-
-
-class Models:
-    """Models of this project's server."""
-
-    def __init__(self, client: Ondol) -> None:
-        self._client = client
-
-    def list(self) -> list[ModelInfo]:
-        """All models that requests can name."""
-        return self._client.run(job_flows.list_models(self._client.policy))
-
-    def get(self, ref: str) -> ModelInfo:
-        """What the server says about one model; NoSuchThing if there is none."""
-        return self._client.run(job_flows.get_model(ref, self._client.policy))
-
-    def import_(self, path: str | Path, name: str, *, convert_bin: bool = False) -> Job:
-        """The job that imports the folder `path` of the server's machine as the next version of `name`."""
-        return self._client.jobs.submit(job_flows.import_request(path, name, convert_bin=convert_bin))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ondol.client.errors import BadAnswer
 from ondol.client.flow import Json
 from ondol.client.records import JobResult
+from ondol.contract.errors import InvalidPayload
 
 Vectors = NDArray[np.float32]
 
@@ -38,7 +39,12 @@ def vectors_from_call(body: Json, *, num_inputs: int) -> Vectors:
 
 
 def vectors_from_result(result: JobResult) -> Vectors:
-    """Float32 [N, H] from a result with item errors; NaN in the rows that failed, [N, 0] if all did."""
+    """Float32 [N, H] from a result with item errors; NaN in the rows that failed, [N, 0] if all did.
+
+    InvalidPayload if the job gave labels or entities.
+    """
+    if any(isinstance(value, Mapping) for item in result.items for value in item.output or ()):
+        raise InvalidPayload("the job's result holds labels or entities, not vectors; take it as JSON")
     decoded = {item.index: decode_vector(item.output) for item in result.items if item.error is None}
     width = len(next(iter(decoded.values()))) if decoded else 0
     vectors = np.full((len(result.items), width), _FAILED_ROW, dtype=np.float32)

@@ -99,10 +99,42 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class FileNotFound(NotFound):
+    """No such uploaded file in this project, or it has expired."""
+
+    code = "file_not_found"
+
+
 class Conflict(OndolError):
     """The request does not fit the present state of the thing."""
 
     code = "conflict"
+
+
+class FileInUse(Conflict):
+    """An unfinished job names the file."""
+
+    code = "file_in_use"
+
+
+class AliasMoved(Conflict):
+    """The alias does not point to what the caller expected; `points_to` is its version's number (None: no alias)."""
+
+    code = "alias_moved"
+
+    def __init__(self, message: str, *, points_to: int | None) -> None:
+        super().__init__(message, param="expected")
+        self.points_to = points_to
+
+
+class VersionInUse(Conflict):
+    """The version cannot be deleted while `aliases` point to it."""
+
+    code = "version_in_use"
+
+    def __init__(self, message: str, *, aliases: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.aliases = aliases
 
 
 class IdempotencyMismatch(Conflict):
@@ -197,6 +229,12 @@ class StoreUnavailable(ModelStoreError):
 
     code = "store_unavailable"
     retryable = True
+
+
+class StorageFull(StoreUnavailable):
+    """The store, or the local disk, has no room left; somebody must make some."""
+
+    code = "storage_full"
 
 
 class DeviceError(OndolError):

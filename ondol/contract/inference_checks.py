@@ -70,9 +70,8 @@ def check_embedding(options: EmbeddingOptions, inputs: Inputs, spec: ModelSpec, 
 def check_head(kind: JobKind, spec: ModelSpec) -> None:
     """Return if the version has the trained head that jobs of this kind need; an embedding needs none."""
     if kind is not JobKind.EMBEDDING and spec.task != kind:
-        raise ModelCannot(
-            f"the model has no trained head for {kind}; it can do {spec.task} and embedding", param="model"
-        )
+        can = "embedding" if spec.task == JobKind.EMBEDDING else f"{spec.task} and embedding"
+        raise ModelCannot(f"the model has no trained head for {kind}; it can do {can}", param="model")
 
 
 def vector_width(options: EmbeddingOptions, spec: ModelSpec) -> int:

@@ -39,6 +39,10 @@ class Reason(StrEnum):
     RETRY_REQUESTED = "retry_requested"
     RETRYABLE_ERROR = "retryable_error"
     WORKER_LOST = "worker_lost"
+    PROCESS_DIED = "process_died"
+    VALIDATED = "validated"
+    PAUSE_REQUESTED = "pause_requested"
+    RESUME_REQUESTED = "resume_requested"
 
 
 _S = JobState

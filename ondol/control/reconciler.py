@@ -29,6 +29,7 @@ class ReconcilerLimits:
 
     rung_unclaimed_s: float = 4.0
     leader_lease_s: float = 6.0
+    session_lease_s: float = 6.0
     idempotency_ttl_s: float = 86_400.0
 
 
@@ -46,10 +47,16 @@ class Reconciler:
         self._holder = new_id("rec")
         self._was_leader = False
         self._purged_at = 0.0
+        self._believe_until = 0.0
+        """By the monotonic clock: until then no lease is called lapsed, so that everybody can renew after an outage."""
 
     def tick(self) -> bool:
         """One round of repairs; False when another leads. DatabaseUnavailable if SQL is away."""
-        is_leader = self._database.write(self._lead)
+        try:
+            is_leader = self._database.write(self._lead)
+        except DatabaseUnavailable:
+            self._believe_until = time.monotonic() + self._limits.session_lease_s
+            raise
         if is_leader != self._was_leader:
             log.info("reconciler.leads" if is_leader else "reconciler.follows", holder=self._holder)
             self._was_leader = is_leader
@@ -78,7 +85,7 @@ class Reconciler:
         if not self._lead(uow):
             return []
         moved: list[str] = []
-        lapsed = uow.sessions.lapse()
+        lapsed = uow.sessions.lapse() if time.monotonic() >= self._believe_until else []
         for session_id, worker in lapsed:
             taken = uow.attempts.take_back(session_id)
             moved += taken

@@ -12,11 +12,10 @@ from ondol.broker.publisher import Publisher
 from ondol.broker.wake import WakeBus
 from ondol.contract.errors import DatabaseUnavailable, OndolError
 from ondol.control.reconciler import Reconciler, ReconcilerLimits
-from ondol.control.ringer import Ringer
+from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
 from ondol.settings import ReconcilerSettings, load_settings
 from ondol.sql.database import Database
-from ondol.sql.ringing import WindowLimits
 
 log = structlog.get_logger(__name__)
 
@@ -25,19 +24,17 @@ def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> N
     """Tick until told to stop; an outage of SQL or Redis is waited out."""
     redis_url = settings.resolved_redis_url()
     database = Database(settings.resolved_database_url())
-    limits = WindowLimits(
-        messages=settings.window_messages,
-        bulk_messages=settings.window_bulk_messages,
-        message_jobs=settings.message_jobs,
-        message_tokens=settings.message_tokens,
-    )
-    ringer, wake = Ringer(database, Publisher(redis_url), limits), WakeBus(redis_url)
+    ringer, wake = Ringer(database, Publisher(redis_url), window_limits(settings)), WakeBus(redis_url)
     reconciler = Reconciler(
         database=database,
         redis_url=redis_url,
         ringer=ringer,
         wake=wake,
-        limits=ReconcilerLimits(rung_unclaimed_s=settings.rung_unclaimed_s, leader_lease_s=settings.leader_lease_s),
+        limits=ReconcilerLimits(
+            rung_unclaimed_s=settings.rung_unclaimed_s,
+            leader_lease_s=settings.leader_lease_s,
+            session_lease_s=settings.lease_s,
+        ),
     )
     try:
         while not stopping.is_set():

@@ -8,11 +8,22 @@ import structlog
 
 from ondol.broker.publisher import Publisher
 from ondol.contract.errors import DatabaseUnavailable
+from ondol.settings import WindowSettings
 from ondol.sql.database import Database
 from ondol.sql.records import RungMessage
 from ondol.sql.ringing import WindowLimits
 
 log = structlog.get_logger(__name__)
+
+
+def window_limits(settings: WindowSettings) -> WindowLimits:
+    """The windows that the settings ask for."""
+    return WindowLimits(
+        messages=settings.window_messages,
+        bulk_messages=settings.window_bulk_messages,
+        message_jobs=settings.message_jobs,
+        message_tokens=settings.message_tokens,
+    )
 
 
 class Ringer:

@@ -22,7 +22,15 @@ from ondol.control.up_lock import locked_data_folder
 from ondol.control.up_model import import_default_model
 from ondol.control.up_programs import child_environment, plan_programs
 from ondol.control.up_ready import Start
-from ondol.settings import EXIT_WRONG_USE, ReconcilerSettings, UpSettings, WorkerSettings, is_loopback, load_settings
+from ondol.settings import (
+    EXIT_WRONG_USE,
+    ReconcilerSettings,
+    TrainerSettings,
+    UpSettings,
+    WorkerSettings,
+    is_loopback,
+    load_settings,
+)
 
 _READY_POLL_S = 0.1
 _HTTP_TIMEOUT_S = 10.0
@@ -46,6 +54,7 @@ def run_up(settings: UpSettings) -> int:
     Returns the exit code: 0 stopped as asked, 1 something broke, 2 wrong use (folder in use, port taken, no such
     device), each of the last two with one line on stderr.
     """
+    load_settings(TrainerSettings)
     load_settings(ReconcilerSettings)  # what a child would refuse is refused here, in one line, before anything starts
     worker = load_settings(WorkerSettings)
     try:

@@ -13,7 +13,7 @@ from ondol.settings import PREFIX, UpSettings, WorkerSettings
 
 _REDIS_STOP_S = 2
 _SUPERVISOR_SLACK_S = 1
-_OWN_FIELDS = frozenset({"api_key", "ready_limit_s", "stop_limit_s", "import_default_model"})
+_OWN_FIELDS = frozenset({"api_key", "ready_limit_s", "stop_limit_s", "import_default_model", "train"})
 
 
 def plan_programs(settings: UpSettings, worker: WorkerSettings, devices: Sequence[DeviceSpec]) -> list[Program]:
@@ -25,6 +25,11 @@ def plan_programs(settings: UpSettings, worker: WorkerSettings, devices: Sequenc
     for device in devices:
         environment = _worker_environment(device) | grace
         programs.append(Program(f"worker-{device.slug}", _module("workers.main"), stop_wait_s, environment))
+        if settings.train:
+            environment = _worker_environment(device) | {f"{PREFIX}TRAIN_GRACE_S": f"{stop_wait_s - 1:g}"}
+            programs.append(
+                Program(f"trainer-{device.slug}", _module("workers.training.main"), stop_wait_s, environment)
+            )
     programs.append(Program("reconciler", _module("ondol.control.reconciler_main"), stop_wait_s))
     return programs
 

@@ -33,7 +33,11 @@ class Start:
         if listed.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             return None  # keys exist and `up` was given none: the api's own word has to do
         sessions = listed.raise_for_status().json()["data"]
-        ready = {one["device"] for one in sessions if one["is_ready"] and _age(one["id"]) > self.marker}
+        ready = {
+            one["device"]
+            for one in sessions
+            if one["is_ready"] and one["role"] == "infer" and _age(one["id"]) > self.marker
+        }
         missing = [device for device in self.devices if device.name not in ready]
         return f"no worker is ready on {missing[0].name} (worker-{missing[0].slug}.log)" if missing else None
 

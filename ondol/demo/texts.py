@@ -28,6 +28,22 @@ class StoredAnswer:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A bank customer's question and what it is about."""
+
+    text: str
+    label: str
+
+
+TRAINING_FILE = _DATA / "banking77" / "train.csv"
+
+
+def read_questions(part: str) -> list[LabelledText]:
+    """The questions of `train` or `test`."""
+    return [LabelledText(row["text"], row["label"]) for row in _read(f"banking77/{part}.csv")]
+
+
 def read_pairs(language: str) -> list[SentencePair]:
     """The 375 sentence pairs in `en` or `ko`."""
     rows = _read("sts-en-ko/test.csv")

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Row
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority, Reason
 from ondol.sql.records import ClaimedJob, Completion, Failure
-from ondol.sql.tables import attempts, job_inputs, jobs, messages, results, sessions
+from ondol.sql.tables import IS_TRAINING, attempts, job_inputs, jobs, messages, results, sessions
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -97,6 +97,31 @@ class AttemptRepository:
         )
         return [(row.id, row.attempt) for row in self._conn.execute(query)]
 
+    def end_as(
+        self, job_id: str, attempt: int, after: JobState, reason: Reason, *, outcome: str, worker: str | None = None
+    ) -> bool:
+        """Move one running attempt's job to `after` and close the attempt; False when it is stale."""
+        rows = self._end([(job_id, attempt)], after=after, reason=reason, values={}, worker=worker)
+        self._close_attempts([(r.id, r.attempt, outcome, None, None, None) for r in rows])
+        return bool(rows)
+
+    def lose(self, job_id: str, attempt: int, error: dict[str, Any], *, worker: str) -> bool:
+        """The process of a running attempt died: queue the job again, or fail it at the third loss in a row."""
+        rows = self._end(
+            [(job_id, attempt)],
+            after=JobState.QUEUED,
+            reason=Reason.PROCESS_DIED,
+            values={"num_losses": jobs.c.num_losses + 1, "num_lapses": jobs.c.num_lapses + 1},
+            worker=worker,
+        )
+        self._close_attempts([(r.id, r.attempt, "lost", None, None, error) for r in rows])
+        self._fail_lost([row.id for row in rows])
+        return bool(rows)
+
+    def close_attempt(self, job_id: str, attempt: int, outcome: str, error: dict[str, Any] | None = None) -> None:
+        """Write down how an attempt ended whose job was moved already."""
+        self._close_attempts([(job_id, attempt, outcome, None, None, error)])
+
     def complete(self, completions: Sequence[Completion], *, worker: str | None = None) -> list[str]:
         """Record results and `succeeded` in one go; the ids that were recorded (the others are stale)."""
         by_id = {done.job_id: done for done in completions}
@@ -131,7 +156,7 @@ class AttemptRepository:
 
     def take_back(self, session_id: str) -> list[str]:
         """Queue again, or fail, everything that a lapsed session held, and forget its messages."""
-        was_alone = sa.case((jobs.c.is_alone, 1), else_=0)
+        was_alone = sa.case((sa.or_(jobs.c.is_alone, IS_TRAINING), 1), else_=0)
         rows = self._end(
             self.held_by(session_id),
             after=JobState.QUEUED,
@@ -144,15 +169,20 @@ class AttemptRepository:
         )
         self._close_attempts([(r.id, r.attempt, "lost", None, None, None) for r in rows])
         self._fail_lost([row.id for row in rows])
+        checks = self._uow.training.take_back_checks(session_id)
         self._conn.execute(sa.delete(messages).where(messages.c.session_id == session_id))
-        return [row.id for row in rows]
+        return [row.id for row in rows] + checks
 
     def take_back_forgotten(self) -> list[str]:
         """Queue again, or fail, what still runs under sessions that have ended; no regular way leads there."""
         ended = (
             sa.select(jobs.c.session_id)
             .join(sessions, sessions.c.id == jobs.c.session_id)
-            .where(jobs.c.session_id.is_not(None), jobs.c.state == JobState.RUNNING, sessions.c.ended_at.is_not(None))
+            .where(
+                jobs.c.session_id.is_not(None),
+                jobs.c.state.in_((JobState.RUNNING, JobState.VALIDATING_FILES)),
+                sessions.c.ended_at.is_not(None),
+            )
             .distinct()
         )
         taken: list[str] = []
@@ -165,7 +195,7 @@ class AttemptRepository:
             return
         error = {
             "code": "worker_lost",
-            "message": f"the worker died {MAX_COUNTED_LOSSES} times while it ran this job alone",
+            "message": f"the process died {MAX_COUNTED_LOSSES} times while it ran this job alone",
             "param": None,
         }
         statement = (

@@ -44,10 +44,14 @@ class EventRepository:
         self._conn.execute(sa.insert(events), rows)
 
     def append(self, job_id: str, *, attempt: int, type: str, data: dict[str, Any]) -> int | None:
-        """Append an event of the running attempt; its seq, or None when the attempt is stale."""
+        """Append an event of the attempt that runs, or checks files; its seq, or None when the attempt is stale."""
         statement = (
             sa.update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == JobState.RUNNING)
+            .where(
+                jobs.c.id == job_id,
+                jobs.c.attempt == attempt,
+                jobs.c.state.in_((JobState.RUNNING, JobState.VALIDATING_FILES)),
+            )
             .values(event_seq=jobs.c.event_seq + 1)
             .returning(jobs.c.event_seq)
         )

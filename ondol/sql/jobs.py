@@ -12,7 +12,7 @@ from ondol.contract.errors import IllegalTransition, JobNotFound
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState, Priority, Reason, sources_of
 from ondol.sql.records import JobRecord, NewJob
-from ondol.sql.tables import IS_QUEUED, IS_RUNG, IS_WAITING, attempts, events, job_inputs, jobs, results
+from ondol.sql.tables import IS_QUEUED, IS_RUNG, IS_WAITING, attempts, checkpoints, events, job_inputs, jobs, results
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -35,9 +35,9 @@ class JobRepository:
         rows = [_job_row(job, now) for job in new]
         self._conn.execute(sa.insert(jobs), rows)
         self._conn.execute(sa.insert(job_inputs), [{"job_id": job.id, "payload": job.payload} for job in new])
-        self._uow.events.add_states(
-            [(job.id, 1) for job in new], after=JobState.QUEUED, reason=Reason.ACCEPTED, attempt=None
-        )
+        for state in {job.state for job in new}:
+            begun = [(job.id, 1) for job in new if job.state is state]
+            self._uow.events.add_states(begun, after=state, reason=Reason.ACCEPTED, attempt=None)
         return [_record_of_new(job, row) for job, row in zip(new, rows, strict=True)]
 
     def get(self, job_id: str, project_id: str) -> JobRecord:
@@ -75,7 +75,9 @@ class JobRepository:
         if state is not None:
             query = query.where(jobs.c.state == state)
         if model_ref is not None:
-            query = query.where(sa.or_(jobs.c.model_ref == model_ref, jobs.c.model_ref.startswith(model_ref + ":")))
+            query = query.where(
+                sa.or_(jobs.c.model_ref == model_ref, jobs.c.model_ref.startswith(model_ref + ":", autoescape=True))
+            )
         if created_after is not None:
             query = query.where(jobs.c.created_at > created_after)
         if after is not None:
@@ -123,9 +125,14 @@ class JobRepository:
         job = self.get(job_id, project_id)
         if job.state is JobState.CANCELLED:
             return job
-        moved = self._move(
-            [job_id], after=JobState.CANCELLED, reason=Reason.CANCEL_REQUESTED, values={"finished_at": self._uow.now}
-        )
+        now = self._uow.now
+        holds_device = sa.and_(jobs.c.kind == JobKind.FINE_TUNE, jobs.c.session_id.is_not(None))
+        values = {
+            "finished_at": now,
+            "device_released_at": sa.case((holds_device, sa.null()), else_=now),
+            "pause_requested_at": None,
+        }
+        moved = self._move([job_id], after=JobState.CANCELLED, reason=Reason.CANCEL_REQUESTED, values=values)
         if not moved:
             now_is = self.get(job_id, project_id)
             if now_is.state is JobState.CANCELLED:
@@ -150,6 +157,8 @@ class JobRepository:
             "is_alone": False,
             "run_after": self._uow.now,
             "deadline_at": None,
+            "device_released_at": None,
+            "pause_requested_at": None,
         }
         if job.state is not JobState.FAILED or not self._move(
             [job_id],
@@ -188,7 +197,7 @@ class JobRepository:
         if job.state not in TERMINAL:
             raise IllegalTransition(f"job {job_id} is {job.state}; cancel it before deleting it")
         blob = self._conn.execute(sa.select(results.c.blob_path).where(results.c.job_id == job_id)).scalar()
-        for table in (events, attempts, results, job_inputs):
+        for table in (events, attempts, results, job_inputs, checkpoints):
             self._conn.execute(sa.delete(table).where(table.c.job_id == job_id))
         self._conn.execute(sa.delete(jobs).where(jobs.c.id == job_id))
         return blob
@@ -238,7 +247,7 @@ def _job_row(job: NewJob, now: float) -> dict[str, Any]:
         "id": job.id,
         "project_id": job.project_id,
         "kind": job.kind.value,
-        "state": JobState.QUEUED.value,
+        "state": job.state.value,
         "priority": job.priority.value,
         "version_id": job.version_id,
         "model_ref": job.model_ref,
@@ -260,7 +269,7 @@ def _record_of_new(job: NewJob, row: dict[str, Any]) -> JobRecord:
         id=job.id,
         project_id=job.project_id,
         kind=job.kind,
-        state=JobState.QUEUED,
+        state=job.state,
         priority=job.priority,
         model_ref=job.model_ref,
         metadata=job.metadata,
@@ -309,4 +318,7 @@ def _record(row: Row[Any]) -> JobRecord:
         timings=row.attempt_timings,
         error=row.error,
         event_seq=row.event_seq,
+        resolved=row.resolved,
+        pause_requested_at=row.pause_requested_at,
+        device_released_at=row.device_released_at,
     )

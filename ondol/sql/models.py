@@ -1,29 +1,39 @@
-"""Models, versions, aliases with their history, and what `dtype: auto` was resolved to."""
+"""Models and their versions, and what `dtype: auto` was resolved to; aliases are in `ondol/sql/aliases.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Row
 
-from ondol.contract.errors import ModelNotFound
+from ondol.contract.errors import ModelNotFound, VersionInUse
 from ondol.contract.ids import new_id
-from ondol.contract.model_ref import DEFAULT_ALIAS, ModelRef
+from ondol.contract.model_ref import DEFAULT_ALIAS, ModelRef, check_model_name
+from ondol.sql.aliases import AliasRepository
 from ondol.sql.records import DtypeRecord, JsonObject, VersionRecord
-from ondol.sql.tables import alias_history, aliases, models, version_dtypes, versions
-
-if TYPE_CHECKING:
-    from ondol.sql.unit_of_work import UnitOfWork
+from ondol.sql.tables import aliases, models, version_dtypes, versions
 
 
-class ModelRepository:
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A new version, and what became of the alias that it was published for.
+
+    `alias_points_to` is the reference (`name:3`) that the alias names now; None without an alias. `is_alias_moved` is
+    False when somebody else had moved the alias since the caller looked: it is left where it is.
+    """
+
+    version: VersionRecord
+    alias: str | None
+    is_alias_moved: bool
+    alias_points_to: str | None
+
+
+class ModelRepository(AliasRepository):
     """Published versions. Their files are in the model store, named by the manifest digest."""
-
-    def __init__(self, uow: UnitOfWork) -> None:
-        self._uow = uow
-        self._conn = uow.conn
 
     def resolve(self, ref: ModelRef, project_id: str) -> VersionRecord:
         """The version that `ref` means now, or ModelNotFound."""
@@ -42,19 +52,40 @@ class ModelRepository:
             raise ModelNotFound(
                 f"there is no model {str(ref)!r} in this project; `ondol models ls` lists what there is", param="model"
             )
-        return self._record(row)
+        return self._records([row])[0]
 
     def by_id(self, version_id: str) -> VersionRecord:
-        """The version with this id, or ModelNotFound."""
-        row = self._conn.execute(_query().where(versions.c.id == version_id)).one_or_none()
+        """The version with this id, or ModelNotFound.
+
+        A deleted one too: jobs that were accepted with it, and workers that serve these, finish with it.
+        """
+        row = self._conn.execute(_query(with_deleted=True).where(versions.c.id == version_id)).one_or_none()
         if row is None:
             raise ModelNotFound("the model version no longer exists", param="model")
-        return self._record(row)
+        return self._records([row])[0]
 
-    def list_versions(self, project_id: str) -> list[VersionRecord]:
-        """All versions of the project, by name and number."""
+    def list_versions(self, project_id: str, name: str | None = None) -> list[VersionRecord]:
+        """All versions of the project (or of one model), by name and number."""
         query = _query().where(models.c.project_id == project_id).order_by(models.c.name, versions.c.number)
-        return [self._record(row) for row in self._conn.execute(query).all()]
+        if name is not None:
+            query = query.where(models.c.name == name)
+        return self._records(self._conn.execute(query).all())
+
+    def delete_version(self, project_id: str, name: str, number: int) -> None:
+        """Make the version unknown to new requests; its number is never given again.
+
+        VersionInUse while an alias points to it; ModelNotFound.
+        """
+        model_id = self._locked_model(project_id, name)
+        version_id = self._live_version(model_id, ModelRef(name, number))
+        names = self._alias_names([model_id]).get(version_id)
+        if names:
+            shown = ", ".join(names)
+            raise VersionInUse(
+                f"{name}:{number} has the alias {shown}; move or delete it first (`ondol models alias`)",
+                aliases=tuple(names),
+            )
+        self._conn.execute(sa.update(versions).where(versions.c.id == version_id).values(deleted_at=self._uow.now))
 
     def publish(
         self,
@@ -68,35 +99,46 @@ class ModelRepository:
         job_id: str | None,
         attempt: int | None,
         lineage: JsonObject,
-    ) -> VersionRecord:
-        """Number and record a version whose files are in the store; the first one also gets the alias `default`."""
-        now = self._uow.now
-        model_id = self._model_id(project_id, name, now)
-        last = self._conn.execute(
-            sa.select(sa.func.max(versions.c.number)).where(versions.c.model_id == model_id)
-        ).scalar()
+        base_version_id: str | None = None,
+        alias: str | None = None,
+        alias_seen: str | None = None,
+    ) -> Published:
+        """Number and record a version whose files are in the store; the first one also gets the alias `default`.
+
+        `alias` is moved to it only if it still points to the version `alias_seen` (None: there was no such alias).
+        Numbers of one model are dense, also when several publish at once.
+        """
+        if alias is not None:
+            check_model_name(alias, param="alias")
+        model_id = self._make_model(project_id, name)
+        number = self._last_number(model_id) + 1
+        is_first = not self.list_versions(project_id, name)
         version_id = new_id("ver")
-        self._conn.execute(
-            sa.insert(versions),
-            [
-                {
-                    "id": version_id,
-                    "model_id": model_id,
-                    "number": (last or 0) + 1,
-                    "task": task,
-                    "manifest_digest": manifest_digest,
-                    "size_bytes": size_bytes,
-                    "spec": spec,
-                    "job_id": job_id,
-                    "attempt": attempt,
-                    "lineage": lineage,
-                    "created_at": now,
-                }
-            ],
+        row: dict[str, Any] = {
+            "id": version_id,
+            "model_id": model_id,
+            "number": number,
+            "task": task,
+            "manifest_digest": manifest_digest,
+            "size_bytes": size_bytes,
+            "spec": spec,
+            "base_version_id": base_version_id,
+            "job_id": job_id,
+            "attempt": attempt,
+            "lineage": lineage,
+            "created_at": self._uow.now,
+        }
+        self._conn.execute(sa.insert(versions), [row])
+        is_moved = alias is not None and self._move_if_seen(model_id, alias, version_id, alias_seen)
+        if is_first and self._alias(model_id, DEFAULT_ALIAS) is None:
+            self._point(model_id, DEFAULT_ALIAS, version_id, current=None, reason="first version")
+        points_to = self._alias(model_id, alias) if alias is not None else None
+        return Published(
+            version=self.by_id(version_id),
+            alias=alias,
+            is_alias_moved=is_moved,
+            alias_points_to=f"{name}:{points_to.number}" if points_to is not None else None,
         )
-        if last is None:
-            self._set_alias(model_id, DEFAULT_ALIAS, version_id, reason="first version")
-        return self.by_id(version_id)
 
     def resolved_dtype(self, manifest_digest: str, device_kind: str) -> DtypeRecord | None:
         """What the fidelity check found for these files on this kind of device, if it was done."""
@@ -104,80 +146,93 @@ class ModelRepository:
             version_dtypes.c.manifest_digest == manifest_digest, version_dtypes.c.device_kind == device_kind
         )
         row = self._conn.execute(query).one_or_none()
-        if row is None:
-            return None
-        return DtypeRecord(row.manifest_digest, row.device_kind, row.engine, row.dtype, row.fidelity, row.is_packed)
+        return None if row is None else _dtype_record(row)
+
+    def resolved_dtypes(self, project_id: str, name: str | None = None) -> list[DtypeRecord]:
+        """What was found for all versions of the project (or of one model), on all kinds of devices."""
+        digests = (
+            sa.select(versions.c.manifest_digest)
+            .join_from(versions, models, versions.c.model_id == models.c.id)
+            .where(models.c.project_id == project_id)
+        )
+        if name is not None:
+            digests = digests.where(models.c.name == name)
+        query = sa.select(version_dtypes).where(version_dtypes.c.manifest_digest.in_(digests))
+        return [_dtype_record(row) for row in self._conn.execute(query)]
 
     def record_dtype(self, found: DtypeRecord) -> DtypeRecord:
         """Keep the outcome of a fidelity check; the first one wins, so that results stay reproducible."""
-        known = self.resolved_dtype(found.manifest_digest, found.device_kind)
-        if known is not None:
-            return known
-        self._conn.execute(
-            sa.insert(version_dtypes),
-            [
-                {
-                    "manifest_digest": found.manifest_digest,
-                    "device_kind": found.device_kind,
-                    "engine": found.engine,
-                    "dtype": found.dtype,
-                    "fidelity": found.fidelity,
-                    "is_packed": found.is_packed,
-                    "created_at": self._uow.now,
-                }
-            ],
-        )
-        return found
+        row = {
+            "manifest_digest": found.manifest_digest,
+            "device_kind": found.device_kind,
+            "engine": found.engine,
+            "dtype": found.dtype,
+            "fidelity": found.fidelity,
+            "is_packed": found.is_packed,
+            "created_at": self._uow.now,
+        }
+        self._conn.execute(self._insert(version_dtypes).values(**row).on_conflict_do_nothing())
+        return self.resolved_dtype(found.manifest_digest, found.device_kind) or found
 
-    def _model_id(self, project_id: str, name: str, now: float) -> str:
-        query = sa.select(models.c.id).where(models.c.project_id == project_id, models.c.name == name)
-        if not self._uow.is_sqlite:
-            query = query.with_for_update()  # two publishes of one model take numbers one after the other
-        model_id = self._conn.execute(query).scalar()
-        if model_id is None:
-            model_id = new_id("mdl")
-            row = {"id": model_id, "project_id": project_id, "name": name, "created_at": now}
-            self._conn.execute(sa.insert(models), [row])
-        return str(model_id)
+    def _make_model(self, project_id: str, name: str) -> str:
+        """The model's id, its row made if need be, and locked; waits for another transaction that makes it now."""
+        row = {"id": new_id("mdl"), "project_id": project_id, "name": name, "created_at": self._uow.now}
+        self._conn.execute(self._insert(models).values(**row).on_conflict_do_nothing())
+        return self._locked_model(project_id, name)
 
-    def _set_alias(self, model_id: str, name: str, version_id: str, *, reason: str) -> None:
-        now = self._uow.now
-        self._conn.execute(
-            sa.insert(aliases),
-            [{"model_id": model_id, "name": name, "version_id": version_id, "updated_at": now}],
-        )
-        entry: dict[str, Any] = {"id": new_id("ali"), "model_id": model_id, "name": name, "version_id": version_id}
-        self._conn.execute(sa.insert(alias_history), [entry | {"created_at": now, "reason": reason}])
+    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        return sqlite.insert(table) if self._uow.is_sqlite else postgresql.insert(table)
 
-    def _aliases_of(self, version_ids: Sequence[str]) -> dict[str, list[str]]:
-        query = sa.select(aliases.c.version_id, aliases.c.name).where(aliases.c.version_id.in_(version_ids))
+    def _last_number(self, model_id: str) -> int:
+        """The highest number that was ever given, those of deleted versions too."""
+        query = sa.select(sa.func.max(versions.c.number)).where(versions.c.model_id == model_id)
+        return self._conn.execute(query).scalar() or 0
+
+    def _move_if_seen(self, model_id: str, alias: str, version_id: str, alias_seen: str | None) -> bool:
+        current = self._alias(model_id, alias)
+        if (current.version_id if current is not None else None) != alias_seen:
+            return False
+        self._point(model_id, alias, version_id, current=current, reason="published")
+        return True
+
+    def _records(self, rows: Sequence[Row[Any]]) -> list[VersionRecord]:
+        """Records of `_query` rows, with the aliases of all of them read at once."""
+        names = self._alias_names({row.model_id for row in rows}) if rows else {}
+        return [_record(row, names.get(row.id, ())) for row in rows]
+
+    def _alias_names(self, model_ids: Collection[str]) -> dict[str, list[str]]:
+        """Aliases of these models, by the id of the version that they point to."""
+        query = sa.select(aliases.c.version_id, aliases.c.name).where(aliases.c.model_id.in_(model_ids))
         found: dict[str, list[str]] = {}
         for row in self._conn.execute(query.order_by(aliases.c.name)):
             found.setdefault(row.version_id, []).append(row.name)
         return found
 
-    def _record(self, row: Row[Any]) -> VersionRecord:
-        names = self._aliases_of([row.id]).get(row.id, [])
-        return VersionRecord(
-            id=row.id,
-            model_id=row.model_id,
-            project_id=row.project_id,
-            name=row.name,
-            number=row.number,
-            task=row.task,
-            manifest_digest=row.manifest_digest,
-            size_bytes=row.size_bytes,
-            spec=row.spec,
-            aliases=tuple(names),
-            job_id=row.job_id,
-            lineage=row.lineage,
-            created_at=row.created_at,
-        )
 
-
-def _query() -> sa.Select[Any]:
-    return (
-        sa.select(versions, models.c.project_id, models.c.name)
-        .select_from(versions.join(models, versions.c.model_id == models.c.id))
-        .where(versions.c.deleted_at.is_(None))
+def _record(row: Row[Any], names: Sequence[str]) -> VersionRecord:
+    return VersionRecord(
+        id=row.id,
+        model_id=row.model_id,
+        project_id=row.project_id,
+        name=row.name,
+        number=row.number,
+        task=row.task,
+        manifest_digest=row.manifest_digest,
+        size_bytes=row.size_bytes,
+        spec=row.spec,
+        aliases=tuple(names),
+        job_id=row.job_id,
+        lineage=row.lineage,
+        created_at=row.created_at,
     )
+
+
+def _dtype_record(row: Row[Any]) -> DtypeRecord:
+    return DtypeRecord(row.manifest_digest, row.device_kind, row.engine, row.dtype, row.fidelity, row.is_packed)
+
+
+def _query(*, with_deleted: bool = False) -> sa.Select[Any]:
+    query = sa.select(versions, models.c.project_id, models.c.name).select_from(
+        versions.join(models, versions.c.model_id == models.c.id)
+    )
+    return query if with_deleted else query.where(versions.c.deleted_at.is_(None))

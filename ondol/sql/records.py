@@ -29,6 +29,8 @@ class NewJob:
     run_after: float | None = None
     deadline_s: float | None = None
     task_id: str | None = None
+    state: JobState = JobState.QUEUED
+    """Where the job begins: a fine-tune's files are validated first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class JobRecord:
     timings: JsonObject | None
     error: JsonObject | None
     event_seq: int
+    resolved: JsonObject | None = None
+    pause_requested_at: float | None = None
+    device_released_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,38 @@ class ClaimedJob:
     created_at: float
     claimed_at: float
     deadline_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedTraining:
+    """A fine-tune that this session checks (`is_check`) or trains now, as attempt `attempt`."""
+
+    id: str
+    attempt: int
+    project_id: str
+    is_check: bool
+    version_id: str
+    model_ref: str
+    options: JsonObject
+    resolved: JsonObject | None
+    trained_s: float
+    """Seconds that earlier attempts have run."""
+    created_at: float
+    claimed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A committed checkpoint of a fine-tune; its files are in the store under job, step and attempt."""
+
+    job_id: str
+    step: int
+    attempt: int
+    manifest_digest: str
+    size_bytes: int
+    metrics: JsonObject
+    is_best: bool
+    created_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +177,7 @@ class SessionRecord:
     is_ready: bool
     warm: tuple[str, ...]
     expires_at: float
+    role: str = "infer"
 
 
 @dataclass(frozen=True, slots=True)

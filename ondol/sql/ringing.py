@@ -17,6 +17,7 @@ from ondol.contract.ids import new_id
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
 from ondol.sql.records import RungMessage
+from ondol.sql.sessions import INFER, TRAIN
 from ondol.sql.tables import IS_RUNG, IS_WAITING, jobs, messages, sessions
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class RingRepository:
         Workers take turns, one message each, so that a short backlog is spread over the devices.
         """
         chosen: list[RungMessage] = []
-        workers = self._ready_workers()
+        workers = self._ready_workers(INFER)
         for priority in Priority if workers else ():
             room = self._room(workers, priority, limits)
             while room:
@@ -70,7 +71,7 @@ class RingRepository:
                 if not progress:
                     break
                 room = {worker: left for worker, left in room.items() if left > 0}
-        return chosen
+        return chosen + self._uow.training.choose(self._ready_workers(TRAIN))
 
     def finish(self, message_id: str) -> None:
         """Forget a message whose handler is done; what is still queued under it waits to be rung again."""
@@ -98,7 +99,7 @@ class RingRepository:
         released = self._release(sa.and_(messages.c.claimed_at.is_not(None), messages.c.session_id.in_(ended)))
         known = sa.select(messages.c.id)
         statement = sa.update(jobs).where(IS_RUNG, jobs.c.message_id.not_in(known)).values(message_id=None)
-        return released + self._conn.execute(statement).rowcount
+        return released + self._conn.execute(statement).rowcount + self._uow.training.recall_orphans()
 
     def num_waiting(self) -> int:
         """Queued jobs that no message names, due or not."""
@@ -114,13 +115,19 @@ class RingRepository:
                 .where(jobs.c.message_id.in_(ids), jobs.c.state == JobState.QUEUED)
                 .values(message_id=None)
             )
+            self._uow.training.release_checks(ids)
             self._conn.execute(sa.delete(messages).where(messages.c.id.in_(ids)))
         return len(ids)
 
-    def _ready_workers(self) -> list[str]:
+    def _ready_workers(self, role: str) -> list[str]:
         query = (
             sa.select(sessions.c.worker)
-            .where(sessions.c.ended_at.is_(None), sessions.c.is_ready, sessions.c.expires_at > self._uow.now)
+            .where(
+                sessions.c.ended_at.is_(None),
+                sessions.c.is_ready,
+                sessions.c.expires_at > self._uow.now,
+                sessions.c.roles == role,
+            )
             .order_by(sessions.c.worker)
         )
         if not self._uow.is_sqlite:

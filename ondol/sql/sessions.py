@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
 
 
+INFER, TRAIN = "infer", "train"
+
+
 class SessionRepository:
     """Opening, renewing, ending and lapsing sessions."""
 
@@ -23,8 +26,21 @@ class SessionRepository:
         self._uow = uow
         self._conn = uow.conn
 
-    def open(self, *, worker: str, device: str, device_kind: str, host: str, pid: int, lease_s: float) -> str:
-        """Open a session and answer its id. Sessions that this worker name had before end here, their jobs go back."""
+    def open(
+        self,
+        *,
+        worker: str,
+        device: str,
+        device_kind: str,
+        host: str,
+        pid: int,
+        lease_s: float,
+        role: str = INFER,
+    ) -> str:
+        """Open a session and answer its id. Sessions that this worker name had before end here, their jobs go back.
+
+        `role`: what is rung for it, batches of rows (`INFER`) or fine-tunes (`TRAIN`).
+        """
         now = self._uow.now
         earlier = sa.select(sessions.c.id).where(sessions.c.worker == worker, sessions.c.ended_at.is_(None))
         for row in self._conn.execute(earlier).all():
@@ -40,7 +56,7 @@ class SessionRepository:
                     "worker": worker,
                     "device": device,
                     "device_kind": device_kind,
-                    "roles": "infer",
+                    "roles": role,
                     "host": host,
                     "pid": pid,
                     "is_ready": False,
@@ -53,12 +69,19 @@ class SessionRepository:
         )
         return session_id
 
-    def renew(self, session_id: str, *, lease_s: float, is_ready: bool, warm: Sequence[str]) -> bool:
-        """Extend the lease; False when the session has ended or lapsed: nothing may be written under it any more."""
+    def renew(
+        self, session_id: str, *, lease_s: float, is_ready: bool, warm: Sequence[str], may_be_late: bool = False
+    ) -> bool:
+        """Extend the lease; False when the session has ended or lapsed: nothing may be written under it any more.
+
+        `may_be_late`: a lease that ran out, but that nobody has ended, is taken up again. Only for whoever wrote
+        nothing in between.
+        """
         now = self._uow.now
+        runs = sa.true() if may_be_late else sessions.c.expires_at > now
         statement = (
             sa.update(sessions)
-            .where(sessions.c.id == session_id, sessions.c.ended_at.is_(None), sessions.c.expires_at > now)
+            .where(sessions.c.id == session_id, sessions.c.ended_at.is_(None), runs)
             .values(renewed_at=now, expires_at=now + lease_s, is_ready=is_ready, warm=list(warm))
         )
         return self._conn.execute(statement).rowcount == 1
@@ -79,6 +102,8 @@ class SessionRepository:
         """
         worker = self._conn.execute(sa.select(sessions.c.worker).where(sessions.c.id == session_id)).scalar_one()
         handed_back = self._uow.attempts.hand_back(self._uow.attempts.held_by(session_id))
+        for job_id, attempt in self._uow.training.checks_held_by(session_id):
+            self._uow.training.give_back_check(job_id, attempt)
         self._uow.ringing.recall_of(worker)
         self.end(session_id, reason=reason)
         return handed_back
@@ -120,4 +145,5 @@ def _record(row: Row[Any]) -> SessionRecord:
         is_ready=row.is_ready,
         warm=tuple(row.warm),
         expires_at=row.expires_at,
+        role=row.roles,
     )

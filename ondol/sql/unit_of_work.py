@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from ondol.sql.attempts import AttemptRepository
 from ondol.sql.events import EventRepository
+from ondol.sql.files import FileRepository
 from ondol.sql.idempotency import IdempotencyRepository
 from ondol.sql.jobs import JobRepository
 from ondol.sql.keys import KeyRepository
@@ -19,6 +20,7 @@ from ondol.sql.models import ModelRepository
 from ondol.sql.results import ResultRepository
 from ondol.sql.ringing import RingRepository
 from ondol.sql.sessions import SessionRepository
+from ondol.sql.training import TrainingRepository
 from ondol.sql.usage import UsageRepository
 
 
@@ -63,6 +65,11 @@ class UnitOfWork:
         return ResultRepository(self)
 
     @cached_property
+    def files(self) -> FileRepository:
+        """Uploaded files."""
+        return FileRepository(self)
+
+    @cached_property
     def ringing(self) -> RingRepository:
         """Windows and messages."""
         return RingRepository(self)
@@ -71,6 +78,11 @@ class UnitOfWork:
     def sessions(self) -> SessionRepository:
         """Worker sessions and their leases."""
         return SessionRepository(self)
+
+    @cached_property
+    def training(self) -> TrainingRepository:
+        """Fine-tunes: their windows, validation, checkpoints, pausing."""
+        return TrainingRepository(self)
 
     @cached_property
     def models(self) -> ModelRepository:

@@ -29,7 +29,7 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 def test_every_promised_command_is_there() -> None:
     names = {" ".join(path) for path in COMMANDS}
-    single = {"up", "api", "worker", "reconciler", "embed", "doctor", "demo"}
+    single = {"up", "api", "worker", "reconciler", "embed", "classify", "tag", "doctor", "demo"}
     jobs = {f"jobs {verb}" for verb in ("ls", "show", "watch", "result", "events", "cancel", "rm")}
     models = {f"models {verb}" for verb in ("ls", "show", "import")}
     keys = {f"keys {verb}" for verb in ("create", "ls", "revoke")}
@@ -51,6 +51,10 @@ def test_help_shows_an_example_and_json(path: tuple[str, ...], capsys: pytest.Ca
         ["jobs", "show"],
         ["embed"],
         ["embed", "a", "--file", "b"],
+        ["classify", "a"],
+        ["classify", "a", "--model", "Not A Model"],
+        ["tag", "--model", "m"],
+        ["tag", "a", "--model", "m", "--aggregation", "most"],
         ["jobs", "ls", "--status", "x"],
     ],
 )
@@ -59,7 +63,7 @@ def test_wrong_use_ends_with_2_and_one_line(arguments: list[str], capsys: pytest
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["embed", "a"], ["jobs", "ls"], ["models", "ls"]])
+@pytest.mark.parametrize("arguments", [["embed", "a"], ["classify", "a", "-m", "m"], ["jobs", "ls"], ["models", "ls"]])
 def test_no_server_ends_with_3_and_says_how_to_start_one(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

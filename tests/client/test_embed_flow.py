@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ondol import ItemErrors, JobFailed, OndolError
-from ondol.client import embed_flow
-from ondol.client.embed_flow import MAX_JOB_BYTES, MAX_JOB_TEXTS, EmbedRequest, job_requests
+from ondol.client import bulk_flow
+from ondol.client.bulk_flow import MAX_JOB_BYTES, MAX_JOB_TEXTS, BulkRequest, job_requests
+from ondol.client.embed_flow import embed_request
 from tests.client.scripted_server import ScriptedServer, client_of, error_json, job_json
 
 pytestmark = pytest.mark.unit
@@ -62,18 +63,18 @@ def test_one_text_gives_one_vector() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: EmbedRequest(("a",) * 65, "m"),
-        lambda: EmbedRequest(("a" * 70_000,), "m"),
-        lambda: EmbedRequest(("a",), "m", {"poling": "mean"}),
-        lambda: EmbedRequest(("a",), "m", as_job=True),
+        lambda: embed_request(["a"] * 65, "m", {}),
+        lambda: embed_request("a" * 70_000, "m", {}),
+        lambda: embed_request("a", "m", {"poling": "mean"}),
+        lambda: embed_request("a", "m", {}, as_job=True),
     ],
 )
-def test_what_a_call_cannot_do_becomes_a_job(make: Callable[[], EmbedRequest]) -> None:
+def test_what_a_call_cannot_do_becomes_a_job(make: Callable[[], BulkRequest]) -> None:
     assert not make().is_call()
 
 
 def test_many_texts_are_cut_into_jobs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_flow, "MAX_JOB_TEXTS", 2)
+    monkeypatch.setattr(bulk_flow, "MAX_JOB_TEXTS", 2)
     replies = [
         _submitted("job_1"),
         _submitted("job_2"),
@@ -89,8 +90,8 @@ def test_many_texts_are_cut_into_jobs_in_order(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_jobs_are_bounded_by_texts_and_by_bytes() -> None:
-    many = job_requests(EmbedRequest(("a",) * (MAX_JOB_TEXTS + 1), "m"))
-    large = job_requests(EmbedRequest(("가" * (MAX_JOB_BYTES // 6),) * 3, "m"))
+    many = job_requests(embed_request(["a"] * (MAX_JOB_TEXTS + 1), "m", {}))
+    large = job_requests(embed_request(["가" * (MAX_JOB_BYTES // 6)] * 3, "m", {}))
     assert [len(list(job.input)) for job in many if isinstance(job.input, list)] == [MAX_JOB_TEXTS, 1]
     assert [len(list(job.input)) for job in large if isinstance(job.input, list)] == [2, 1]
 
@@ -127,7 +128,7 @@ def test_a_call_refused_for_one_input_goes_as_a_job_so_that_the_others_succeed()
 
 
 def test_when_one_job_fails_the_others_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_flow, "MAX_JOB_TEXTS", 1)
+    monkeypatch.setattr(bulk_flow, "MAX_JOB_TEXTS", 1)
     failed = _ended("job_1", "failed", error={"code": "worker_lost", "message": "lost"})
     conflict = httpx.Response(409, json=error_json("illegal_transition"), headers={"x-should-retry": "false"})
     cancelled = _ended("job_2", "cancelled")

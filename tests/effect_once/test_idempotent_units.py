@@ -127,7 +127,7 @@ def test_publishing_makes_one_version(database: Database, far: Database, link: T
             job_id=job.id,
             attempt=1,
             lineage={},
-        )
+        ).version
         if not uow.attempts.complete(completions(claimed)):
             raise StaleAttempt("overtaken")
         return version.ref

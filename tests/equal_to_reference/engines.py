@@ -28,12 +28,13 @@ def run_rows(
     dtype: str = "float32",
     skip: Sequence[int] | None = None,
     type_ids: Sequence[Sequence[int]] | None = None,
+    task: str = "embedding",
 ) -> RunResult:
     """One run of rows of token ids."""
     return engine.run(
         RunRequest(
             model=model_handle(folder, dtype),
-            spec=RunSpec("embedding", pooling, layer),
+            spec=RunSpec(task, pooling, layer),
             lengths=tuple(len(row) for row in rows),
             token_ids=np.asarray([token for row in rows for token in row], dtype=np.int32),
             skip=None if skip is None else tuple(skip),

@@ -13,7 +13,7 @@ from tests.stack import new_stack
 @pytest.fixture(scope="session")
 def ondol_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an Ondol that holds the default model."""
-    with new_stack(tmp_path_factory.mktemp("guide")) as stack:
+    with new_stack(tmp_path_factory.mktemp("guide"), ONDOL_TRAIN="true") as stack:
         yield stack.url
 
 

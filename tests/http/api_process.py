@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ SPEC = ModelSpec(
     prompts={"query": "query: "},
 )
 MODEL = "tiny"
+MOODS = replace(SPEC, task="text-classification", labels=("sad", "calm", "glad"))
+NAMES = replace(SPEC, task="token-classification", labels=("O", "NAME"))
 
 _names = itertools.count(1)
 
@@ -107,20 +110,22 @@ class ApiProcess:
             self.publish(key.project_id)
         return Member(self, key.project_id, secret)
 
-    def publish(self, project_id: str, name: str = MODEL) -> VersionRecord:
+    def publish(self, project_id: str, name: str = MODEL, spec: ModelSpec = SPEC) -> VersionRecord:
         """The next version of a tiny model in the project."""
-        stored = TypeAdapter(ModelSpec).dump_python(SPEC, mode="json")
+        stored = TypeAdapter(ModelSpec).dump_python(spec, mode="json")
         return self.database.write(
-            lambda uow: uow.models.publish(
-                project_id=project_id,
-                name=name,
-                task="embedding",
-                manifest_digest=new_id("digest"),
-                size_bytes=1,
-                spec=stored,
-                job_id=None,
-                attempt=None,
-                lineage={},
+            lambda uow: (
+                uow.models.publish(
+                    project_id=project_id,
+                    name=name,
+                    task=spec.task,
+                    manifest_digest=new_id("digest"),
+                    size_bytes=1,
+                    spec=stored,
+                    job_id=None,
+                    attempt=None,
+                    lineage={},
+                ).version
             )
         )
 

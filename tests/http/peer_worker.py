@@ -1,13 +1,15 @@
 """A worker as the api knows one: a session in SQL, messages claimed and completed, calls answered over Redis.
 
 It is a peer that speaks the real protocols, with arithmetic in place of a model: the vector of a text is drawn from its
-digest, float32 [8], so that any answer can be computed by the test as well.
+digest, float32 [8], and so are its label scores [3]; its entities are the words with a capital. So any answer can be
+computed by the test as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,12 +24,13 @@ from ondol.broker.connection import connect
 from ondol.broker.wake import WakeBus
 from ondol.contract.errors import OndolError
 from ondol.contract.frames import pack_frame
+from ondol.contract.kinds import JobKind
 from ondol.contract.states import Priority
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob, Completion
 from ondol.sql.tables import messages
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.http.api_process import SPEC
+from tests.http.api_process import MOODS, SPEC
 from tests.waiting import wait_until
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -40,6 +43,20 @@ def vector_of(item: str | list[int] | dict[str, str]) -> Array:
     """What this worker answers for an input: float32 [8]."""
     digest = hashlib.sha256(repr(item).encode()).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.float32) / np.float32(2**32)
+
+
+def scores_of(item: str | list[int] | dict[str, str]) -> Array:
+    """What this worker answers for an input of `MOODS`: float32 [3], which sum to one."""
+    found = vector_of(item)[: len(MOODS.labels)]
+    return np.asarray(found / found.sum(), dtype=np.float32)
+
+
+def entities_of(text: str) -> list[dict[str, Any]]:
+    """What this worker answers for an input of `NAMES`."""
+    return [
+        {"entity_group": "NAME", "score": 0.75, "word": match[0], "start": match.start(), "end": match.end()}
+        for match in re.finditer(r"[A-Z]\w+", text)
+    ]
 
 
 class PeerWorker:
@@ -102,20 +119,17 @@ class PeerWorker:
 
     def _completion(self, job: ClaimedJob, errors: dict[str, Any]) -> Completion:
         inputs = json.loads(job.payload)
-        rows = np.stack([vector_of(item) for item in inputs])
-        rows[[int(i) for i in errors]] = 0
-        data = rows.astype("<f4").tobytes()
+        data, about = _stored(job.kind, inputs, job.options, errors)
         summary: dict[str, Any] = {
-            "kind": "embedding",
-            "shape": list(rows.shape),
+            "kind": job.kind.value,
             "tokens": [_num_tokens(item) for item in inputs],
             "truncated": [],
             "errors": errors,
             "model": job.model_ref,
             "dtype": "float32",
             "engine": "torch",
-            "encoding": job.options["encoding"],
             "num_tokens": sum(_num_tokens(item) for item in inputs),
+            **about,
         }
         return Completion(
             job_id=job.id,
@@ -145,16 +159,35 @@ def _frame(request: CallRequest) -> bytes:
     return pack_frame(header, [body])
 
 
+def _stored(
+    kind: JobKind, inputs: list[Any], options: dict[str, Any], errors: dict[str, Any]
+) -> tuple[bytes, dict[str, Any]]:
+    """Data of a result and what its summary says of them."""
+    if kind is JobKind.TOKEN_CLASSIFICATION:
+        found = [[] if str(i) in errors else entities_of(item) for i, item in enumerate(inputs)]
+        return json.dumps(found).encode(), {"format": "json", "shape": None}
+    is_scores = kind is JobKind.TEXT_CLASSIFICATION
+    rows = np.stack([scores_of(item) if is_scores else vector_of(item) for item in inputs])
+    rows[[int(i) for i in errors]] = 0
+    about = _about_scores(options) if is_scores else {"encoding": options["encoding"]}
+    return rows.astype("<f4").tobytes(), {"shape": list(rows.shape), **about}
+
+
+def _about_scores(options: dict[str, Any]) -> dict[str, Any]:
+    named = {"top_k": options["top_k"], "threshold": options["threshold"]}
+    return {"labels": list(MOODS.labels), "function": options["function_to_apply"] or "softmax", **named}
+
+
 def _reply(request: CallRequest) -> CallReply:
     tokens = [_num_tokens(item) for item in request.inputs]
     limit = request.options["max_length"] or SPEC.max_length
-    is_strict = request.options["truncate"] == "error"
+    is_strict = request.options.get("truncate") == "error"
     errors = {
         i: {"code": "context_length_exceeded", "message": f"{n} tokens, the limit is {limit}", "param": None}
         for i, n in enumerate(tokens)
         if n > limit and is_strict
     }
-    vectors = np.stack([vector_of(item) for item in request.inputs])[:, : request.options["dimensions"] or 8]
+    vectors, about, outputs = _answer(request)
     return CallReply(
         vectors=vectors,
         tokens=tokens,
@@ -164,8 +197,21 @@ def _reply(request: CallRequest) -> CallReply:
         dtype="float32",
         engine="torch",
         timings=TIMINGS,
+        about=about,
+        outputs=outputs,
     )
 
 
+def _answer(request: CallRequest) -> tuple[Array, dict[str, Any], list[Any] | None]:
+    """Vectors, about and outputs of a reply."""
+    if request.kind is JobKind.TOKEN_CLASSIFICATION:
+        return np.zeros((len(request.inputs), 0), np.float32), {}, [entities_of(str(text)) for text in request.inputs]
+    if request.kind is JobKind.TEXT_CLASSIFICATION:
+        return np.stack([scores_of(item) for item in request.inputs]), _about_scores(request.options), None
+    return np.stack([vector_of(item) for item in request.inputs])[:, : request.options["dimensions"] or 8], {}, None
+
+
 def _num_tokens(item: str | list[int] | dict[str, str]) -> int:
+    if isinstance(item, dict):
+        return sum(_num_tokens(text) for text in item.values()) - 1
     return len(item.split()) + 2 if isinstance(item, str) else len(item)

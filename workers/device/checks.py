@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ondol.contract.errors import InvalidPayload, ModelCannot
 from ondol.contract.model_spec import ModelSpec, PoolingMode
 from workers.device.engine import RunSpec
+from workers.device.head_tasks import HEAD_TASKS, TOKEN_TASK
 from workers.device.rows import Rows
 
 LAST_LAYER = -1
@@ -14,20 +15,28 @@ LAST_LAYER = -1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to compute: the layer as an index of hidden states (-1 last), pooling modes, and whether modules follow."""
+    """What to compute: the layer as an index of hidden states (-1 last), pooling modes, and whether modules follow.
+
+    With a `head_task` it is the logits of the version's head, and the rest says nothing.
+    """
 
     layer: int
     modes: tuple[PoolingMode, ...]
     has_modules: bool
+    head_task: str | None = None
 
     @property
     def gives_tokens(self) -> bool:
-        """Whether every token has a vector of its own."""
+        """Whether every token has a vector, or logits, of its own."""
+        if self.head_task is not None:
+            return self.head_task == TOKEN_TASK
         return self.modes == (PoolingMode.NONE,)
 
 
 def plan_run(run: RunSpec, spec: ModelSpec) -> Plan:
     """What `run` means for the model; InvalidPayload or ModelCannot say what it may ask instead."""
+    if run.task in HEAD_TASKS:
+        return _plan_head(run.task, spec)
     if run.task != "embedding":
         raise InvalidPayload(f"the device process does not know the task {run.task!r}", param="spec.task")
     layer = _resolve_layer(run.layer, spec.num_layers)
@@ -52,6 +61,16 @@ def check_rows(rows: Rows, spec: ModelSpec, *, num_embeddings: int) -> None:
         raise InvalidPayload("the model takes no type ids", param="type_ids")
     if rows.type_ids.min() < 0 or rows.type_ids.max() >= spec.type_vocab_size:
         raise InvalidPayload(f"a type id is not below {spec.type_vocab_size}", param="type_ids")
+
+
+def _plan_head(task: str, spec: ModelSpec) -> Plan:
+    if spec.task != task:
+        raise ModelCannot(
+            f"the model has no trained head for {task}; it can do "
+            + (f"{spec.task} and embedding" if spec.task in HEAD_TASKS else "embedding"),
+            param="spec.task",
+        )
+    return Plan(LAST_LAYER, (), has_modules=False, head_task=task)
 
 
 def _resolve_layer(layer: int, num_layers: int) -> int:

@@ -1,6 +1,6 @@
-"""Rows to vectors with a loaded model: forward pass, pooling, modules.
+"""Rows to vectors or logits with a loaded model: forward pass, then pooling and modules, or the task head.
 
-Shapes: `B` rows, `T` tokens of all rows, `H` width of a vector.
+Shapes: `B` rows, `T` tokens of all rows, `H` width of a vector or number of classes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,25 @@ from workers.device.states import States
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Float32 `vectors` [B, H] on the host ([T, H] for pooling none), and the padding tokens computed on the way."""
+    """Float32 `vectors` or logits [B, H] on the host, and the padding tokens computed on the way.
+
+    One a token, [T, H], for pooling none and for token heads.
+    """
 
     vectors: FloatArray
     num_padding: int
 
 
 def encode(loaded: LoadedModel, rows: Rows, plan: Plan) -> Encoded:
-    """Vectors of `rows`; waits for the device. OutOfDeviceMemory, DeviceLost or DeviceError as `device_errors` says."""
+    """Vectors or logits of `rows`; waits for the device.
+
+    OutOfDeviceMemory, DeviceLost or DeviceError as `device_errors` says.
+    """
     with device_errors(f"running {loaded.handle.ref}"), torch.inference_mode():
+        if plan.head_task is not None:
+            assert loaded.head is not None, "plan_run looks for the head"
+            logits = loaded.head.logits(rows)
+            return Encoded(logits.values.cpu().numpy(), logits.num_padding)
         states = _forward(loaded, rows, plan.layer)
         if plan.gives_tokens:
             vectors = states.hidden.float()

@@ -31,7 +31,10 @@ class ModelHandle:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What to make of the rows; `pooling` None: the model's own pooling and modules."""
+    """What to make of the rows; `pooling` None: the model's own pooling and modules.
+
+    `task` is `embedding`, or the task of the version's head, whose logits are then given whatever the rest says.
+    """
 
     task: str
     pooling: tuple[str, ...] | None
@@ -86,7 +89,7 @@ class LoadResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Float32 `vectors` [B, H] ([T, H] for pooling none); rows in `row_errors` are zeros."""
+    """Float32 `vectors` or logits [B, H] ([T, H] for pooling none and token heads); rows in `row_errors` are zeros."""
 
     key: str
     vectors: FloatArray
@@ -101,7 +104,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Cosines of a dtype's vectors to those of float32 over the built-in sentences."""
+    """Cosines of a dtype's vectors, and of its logits, to those of float32 over the built-in sentences: the lower."""
 
     mean_cosine: float
     min_cosine: float

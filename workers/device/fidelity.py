@@ -1,4 +1,4 @@
-"""What dtype `auto` stands for: bfloat16 where the device has it and the vectors stay what float32 makes them."""
+"""What dtype `auto` stands for: bfloat16 where the device has it and all answers stay what float32 makes them."""
 
 from __future__ import annotations
 
@@ -55,6 +55,23 @@ def compare(vectors: FloatArray, reference: FloatArray) -> Fidelity:
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
     cosines = np.nan_to_num((vectors * reference).sum(axis=1) / np.maximum(norms, 1e-12), nan=0.0)
     return Fidelity(mean_cosine=float(cosines.mean()), min_cosine=float(cosines.min()))
+
+
+def compare_logits(logits: FloatArray, reference: FloatArray) -> Fidelity:
+    """Like `compare`, for logits [B, C]; one class alone has no direction, so its relative difference is taken.
+
+    A difference r, in units of the largest reference, counts as the cosine of vectors that differ by as much.
+    """
+    if logits.shape[1] > 1:
+        return compare(logits, reference)
+    relative = np.abs(logits - reference)[:, 0] / max(float(np.abs(reference).max()), 1e-12)
+    closeness = np.nan_to_num(1.0 - relative**2 / 2, nan=0.0)
+    return Fidelity(mean_cosine=float(closeness.mean()), min_cosine=float(closeness.min()))
+
+
+def worse(one: Fidelity, other: Fidelity) -> Fidelity:
+    """The smaller of both in each measure: a dtype must be faithful in all that a version gives."""
+    return Fidelity(min(one.mean_cosine, other.mean_cosine), min(one.min_cosine, other.min_cosine))
 
 
 def is_faithful(fidelity: Fidelity) -> bool:

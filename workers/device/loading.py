@@ -11,23 +11,34 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from ondol.contract.errors import ModelRefused, StoreUnavailable
 from ondol.contract.model_spec import SPEC_FILE, ModelSpec, parse_model_spec
 from workers.device.device_errors import device_errors
 from workers.device.device_kinds import torch_dtype
 from workers.device.engine import ModelHandle
+from workers.device.head_probing import settle_layout
+from workers.device.head_tasks import HEAD_TASKS, TEXT_TASK, TOKEN_TASK
+from workers.device.heads import TaskHead
 from workers.device.modules import load_modules
 from workers.device.packed import register_packed_attention
 from workers.device.probing import why_not_packed
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, SafetensorError)
+_CLASSES: dict[str, Any] = {
+    TEXT_TASK: AutoModelForSequenceClassification,
+    TOKEN_TASK: AutoModelForTokenClassification,
+}
+"""Versions of these tasks are loaded with their head, all others as base models."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on the device, in eval mode and run once; `size_bytes` is what it takes there."""
+    """A base `model` on the device, in eval mode and run once; `size_bytes` is what all of it takes there.
+
+    `head` is the whole model with its task head, whose base is `model`; None for versions without one.
+    """
 
     handle: ModelHandle
     spec: ModelSpec
@@ -35,6 +46,7 @@ class LoadedModel:
     modules: nn.Sequential
     size_bytes: int
     why_padded: str | None
+    head: TaskHead | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -68,16 +80,30 @@ def load_model(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> Lo
     register_packed_attention()
     before = _allocated_bytes(device)
     with device_errors(f"loading {handle.ref}"):
-        model = _load_backbone(handle, spec, device)
+        whole = _load_weights(handle, spec, device)
         modules = load_modules(handle.path, spec.modules, ref=handle.ref, device=device)
+    head = _head_of(whole, spec, handle.ref)
+    model = whole if head is None else head.base
+    own_attention = model.config._attn_implementation  # type: ignore[union-attr]  # a transformers model
     why_padded = why_not_packed(model, spec)
-    size_bytes = _tensor_bytes(model, modules) if device.type == "cpu" else _allocated_bytes(device) - before
-    return LoadedModel(handle, spec, model, modules, size_bytes, why_padded)
+    if head is not None:
+        why_padded = settle_layout(head, spec, own_attention=str(own_attention), why_padded=why_padded, ref=handle.ref)
+    size_bytes = _tensor_bytes(whole, modules) if device.type == "cpu" else _allocated_bytes(device) - before
+    return LoadedModel(handle, spec, model, modules, size_bytes, why_padded, head)
 
 
-def _load_backbone(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> nn.Module:
+def _head_of(model: nn.Module, spec: ModelSpec, ref: str) -> TaskHead | None:
+    if spec.task not in HEAD_TASKS:
+        return None
+    return TaskHead(
+        model, task=spec.task, position_offset=spec.position_offset, pad_token_id=spec.pad_token_id, ref=ref
+    )
+
+
+def _load_weights(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> nn.Module:
+    """The base model, or the model with its head where the version has one; nothing in it is random."""
     try:
-        model, info = AutoModel.from_pretrained(
+        model, info = _CLASSES.get(spec.task, AutoModel).from_pretrained(
             handle.path,
             dtype=torch_dtype(handle.dtype),
             local_files_only=True,
@@ -93,7 +119,13 @@ def _load_backbone(handle: ModelHandle, spec: ModelSpec, device: torch.device) -
 
 
 def _check_complete(info: dict[str, Any], spec: ModelSpec, ref: str) -> None:
-    """Refuse a model with random weights in it, but for those that the import recorded, and an unused pooler."""
+    """Refuse a model with random weights in it, but for those that the import recorded, and an unused pooler.
+
+    With a head nothing may be missing: heads have poolers of their own, and all of a head is used.
+    """
+    if spec.task in HEAD_TASKS and info.get("missing_keys"):
+        names = ", ".join(sorted(info["missing_keys"])[:5])
+        raise ModelRefused(f"the head of {ref} for {spec.task} is not whole: its weights lack {names}; import it again")
     known = set(spec.missing_weights)
     missing = sorted(name for name in info.get("missing_keys", ()) if name not in known and not _is_unused(name, spec))
     if missing:

@@ -28,7 +28,8 @@ TOLERANCE = 1e-5
 """Largest difference allowed in float32, in units of the largest state (at least 1): rounding alone stays below."""
 MIN_COSINE = 0.999
 """Smallest cosine allowed between a row's packed and lone vectors in the model's own, lower precision."""
-_LENGTHS = (7, 1, 23, 3, 12)
+_LENGTHS = (7, 1, 23, 8, 3, 12, 11, 7)
+"""Alone in their length, alike and equal, so that padding, buckets of like length and plain batches are all tried."""
 _MODES = (PoolingMode.CLS, PoolingMode.MEAN)
 _SEED = 20
 
@@ -39,7 +40,7 @@ def why_not_packed(model: nn.Module, spec: ModelSpec) -> str | None:
     Runs the model, so it is warm afterwards. OutOfDeviceMemory passes through; any other failure is a reason.
     """
     own_attention: str = model.config._attn_implementation  # type: ignore[union-attr, assignment]  # a transformers model
-    rows = _probe_rows(spec, model)
+    rows = probe_rows(spec, model)
     with device_errors("running the model alone"), torch.inference_mode():
         alone = _run_alone(model, rows, spec)
     try:
@@ -52,12 +53,12 @@ def why_not_packed(model: nn.Module, spec: ModelSpec) -> str | None:
     except DeviceError as exc:
         reason = exc.message
     if reason is not None:
-        _set_attention(model, own_attention)
+        set_attention(model, own_attention)
     return reason
 
 
-def _probe_rows(spec: ModelSpec, model: nn.Module) -> list[Rows]:
-    """Single rows of fixed random tokens; one is longer than the sliding window where there is one."""
+def probe_rows(spec: ModelSpec, model: nn.Module) -> list[Rows]:
+    """Single rows of fixed random tokens for the base `model`; one is longer than its sliding window, if it has one."""
     longest = max(1, min(spec.max_length, spec.max_positions - spec.position_offset))
     lengths = [min(length, longest) for length in _LENGTHS]
     if spec.sliding_window is not None:
@@ -84,10 +85,10 @@ def _run_alone(model: nn.Module, rows: Sequence[Rows], spec: ModelSpec) -> torch
 
 
 def _compare_in_float32(model: nn.Module, rows: Sequence[Rows], spec: ModelSpec, own_attention: str) -> str | None:
-    with _in_float32(model):
-        _set_attention(model, own_attention)
+    with in_float32(model):
+        set_attention(model, own_attention)
         alone = [forward_padded(model, row, layer=-1, pad_token_id=spec.pad_token_id) for row in rows]
-        _set_attention(model, PACKED_ATTENTION)
+        set_attention(model, PACKED_ATTENTION)
         if model.config._attn_implementation != PACKED_ATTENTION:  # type: ignore[union-attr]  # a transformers model
             return "the model's code does not take another attention"
         for order in (list(range(len(rows))), list(reversed(range(len(rows))))):
@@ -101,7 +102,7 @@ def _compare_in_float32(model: nn.Module, rows: Sequence[Rows], spec: ModelSpec,
 def _compare_in_low_precision(
     model: nn.Module, rows: Sequence[Rows], spec: ModelSpec, alone: torch.Tensor
 ) -> str | None:
-    together = pool(_forward_together(model, rows, spec), _join(rows), _MODES)
+    together = pool(_forward_together(model, rows, spec), Rows.joined(rows), _MODES)
     cosine = float(functional.cosine_similarity(together, alone, dim=1).min())
     if cosine < MIN_COSINE:
         return f"packed vectors have cosine {cosine:.5f} to those of the rows alone"
@@ -110,45 +111,36 @@ def _compare_in_low_precision(
 
 def _forward_together(model: nn.Module, rows: Sequence[Rows], spec: ModelSpec) -> States:
     return forward_packed(
-        model, _join(rows), layer=-1, position_offset=spec.position_offset, pad_token_id=spec.pad_token_id
+        model, Rows.joined(rows), layer=-1, position_offset=spec.position_offset, pad_token_id=spec.pad_token_id
     )
 
 
 def _difference(packed: States, alone: Sequence[States], spec: ModelSpec) -> str | None:
     """How packed differs from alone, token by token and by the pooler; None if it does not."""
     expected = torch.cat([state.hidden for state in alone])
-    worst = _worst(packed.hidden, expected)
+    worst = worst_difference(packed.hidden, expected)
     if not worst <= TOLERANCE:
         return f"packed token states differ from those of the rows alone by {worst:.1e}"
     if spec.has_pooler and packed.pooled is not None and alone[0].pooled is not None:
         expected = torch.cat([state.pooled() for state in alone if state.pooled is not None])
-        worst = _worst(packed.pooled(), expected)
+        worst = worst_difference(packed.pooled(), expected)
         if not worst <= TOLERANCE:
             return f"packed pooler vectors differ from those of the rows alone by {worst:.1e}"
     return None
 
 
-def _worst(found: torch.Tensor, expected: torch.Tensor) -> float:
+def worst_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference in units of the largest expected value, at least 1; not a number if either has one."""
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
-def _join(rows: Sequence[Rows]) -> Rows:
-    types = [row.type_ids for row in rows if row.type_ids is not None]
-    return Rows(
-        lengths=np.concatenate([row.lengths for row in rows]),
-        token_ids=np.concatenate([row.token_ids for row in rows]),
-        type_ids=np.concatenate(types) if types else None,
-    )
-
-
-def _set_attention(model: nn.Module, name: str) -> None:
+def set_attention(model: nn.Module, name: str) -> None:
     """Switch this instance alone; others keep theirs."""
     model.set_attn_implementation(name)  # type: ignore[operator]  # a method of every transformers model
 
 
 @contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module) -> Iterator[None]:
     """The same numbers in float32 for a while; buffers such as rotary frequencies are float32 at all times."""
     lowered = [parameter for parameter in model.parameters() if parameter.dtype != torch.float32]
     originals = [parameter.data for parameter in lowered]

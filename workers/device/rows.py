@@ -38,6 +38,16 @@ class Rows:
         types = None if type_ids is None else np.asarray([t for row in type_ids for t in row], dtype=np.int32)
         return cls(np.asarray([len(row) for row in rows], dtype=np.int64), flat, types)
 
+    @classmethod
+    def joined(cls, rows: Sequence[Rows]) -> Rows:
+        """All rows of several batches, one after the other; `skip` is left out. Type ids must be in all or in none."""
+        types = [part.type_ids for part in rows if part.type_ids is not None]
+        return cls(
+            lengths=np.concatenate([part.lengths for part in rows]),
+            token_ids=np.concatenate([part.token_ids for part in rows]),
+            type_ids=np.concatenate(types) if types else None,
+        )
+
     @property
     def starts(self) -> LongArray:
         """Index [B] of each row's first token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -25,9 +25,10 @@ from workers.device.engine import (
     ProbeResult,
     RunRequest,
     RunResult,
+    RunSpec,
     UnloadRequest,
 )
-from workers.device.fidelity import compare, fidelity_rows, is_faithful
+from workers.device.fidelity import compare, compare_logits, fidelity_rows, is_faithful, worse
 from workers.device.halving import HalvedRun, TokenBudget, packed_cost, padded_cost, run_halving
 from workers.device.loading import LoadedModel, estimate_bytes, load_model, read_spec
 from workers.device.rows import Rows
@@ -37,6 +38,22 @@ _REFERENCE_DTYPE = "float32"
 _CANDIDATE_DTYPE = "bfloat16"
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What a model makes of the built-in sentences, each alone: vectors [B, H], and the logits of its head."""
+
+    vectors: FloatArray
+    logits: FloatArray | None
+    is_packed: bool
+
+    def compared(self, reference: _Sample) -> Fidelity:
+        """How close this is to what float32 gave."""
+        vectors = compare(self.vectors, reference.vectors)
+        if self.logits is None or reference.logits is None:
+            return vectors
+        return worse(vectors, compare_logits(self.logits, reference.logits))
 
 
 class TorchEngine:
@@ -63,7 +80,7 @@ class TorchEngine:
         )
 
     def run(self, request: RunRequest) -> RunResult:
-        """Vectors of the rows, in as many passes as memory needs; OutOfDeviceMemory if no row fits."""
+        """Vectors or logits of the rows, in as many passes as memory needs; OutOfDeviceMemory if no row fits."""
         loaded, load_s = self._ensure(request.model, is_pinned=False)
         plan = plan_run(request.spec, loaded.spec)
         rows = Rows.of_request(request)
@@ -86,14 +103,14 @@ class TorchEngine:
 
     def probe(self, request: ProbeRequest) -> ProbeResult:
         """The dtype for `auto`, by the built-in sentences; models are loaded for it and let go again."""
-        reference, is_packed = self._fidelity_vectors(replace(request.model, dtype=_REFERENCE_DTYPE))
-        fidelity = {_REFERENCE_DTYPE: compare(reference, reference)}
+        reference = self._fidelity_sample(replace(request.model, dtype=_REFERENCE_DTYPE))
+        fidelity = {_REFERENCE_DTYPE: reference.compared(reference)}
         dtype = _REFERENCE_DTYPE
         if _CANDIDATE_DTYPE in native_dtypes(self._device):
-            vectors, _ = self._fidelity_vectors(replace(request.model, dtype=_CANDIDATE_DTYPE))
-            fidelity[_CANDIDATE_DTYPE] = compare(vectors, reference)
+            candidate = self._fidelity_sample(replace(request.model, dtype=_CANDIDATE_DTYPE))
+            fidelity[_CANDIDATE_DTYPE] = candidate.compared(reference)
             dtype = _choose(fidelity[_CANDIDATE_DTYPE])
-        return ProbeResult(device_kind(self._device), dtype, fidelity, is_packed)
+        return ProbeResult(device_kind(self._device), dtype, fidelity, reference.is_packed)
 
     def unload(self, request: UnloadRequest) -> None:
         """Let the model go; unknown keys are no error."""
@@ -146,21 +163,27 @@ class TorchEngine:
         )
         return run, budget.max_batch_tokens
 
-    def _fidelity_vectors(self, handle: ModelHandle) -> tuple[FloatArray, bool]:
-        """Vectors [B, H] of the built-in sentences by the model's own pooling, and whether they went packed."""
+    def _fidelity_sample(self, handle: ModelHandle) -> _Sample:
+        """The built-in sentences by the model's own pooling, and by its head if it has one."""
         spec = read_spec(handle)
         rows = fidelity_rows(handle.path, spec, ref=handle.ref)
         self._make_room(handle)
         loaded = load_model(handle, spec, self._device)
         modes = (PoolingMode.MEAN,) if spec.pooling.modes == (PoolingMode.NONE,) else spec.pooling.modes
         plan = Plan(LAST_LAYER, modes, has_modules=True)
-        vectors = np.concatenate(
-            [encode(loaded, rows.part(row, row + 1), plan).vectors for row in range(len(rows.lengths))]
-        )
+        vectors = _encode_singly(loaded, rows, plan)
+        logits = None
+        if loaded.head is not None:
+            logits = _encode_singly(loaded, rows, plan_run(RunSpec(spec.task, None, LAST_LAYER), spec))
         is_packed = loaded.is_packed
         del loaded
         release_model_memory(self._device)
-        return vectors, is_packed
+        return _Sample(vectors, logits, is_packed)
+
+
+def _encode_singly(loaded: LoadedModel, rows: Rows, plan: Plan) -> FloatArray:
+    """Vectors or logits of all rows, each run alone."""
+    return np.concatenate([encode(loaded, rows.part(row, row + 1), plan).vectors for row in range(len(rows.lengths))])
 
 
 def _choose(candidate: Fidelity) -> str:
@@ -173,7 +196,7 @@ def _num_embeddings(loaded: LoadedModel) -> int:
 
 
 def _put_together(run: HalvedRun[Encoded], rows: Rows, plan: Plan) -> FloatArray:
-    """All pieces' vectors in row order, zeros for the rows that did not fit."""
+    """All pieces' vectors or logits in row order, zeros for the rows that did not fit."""
     if len(run.pieces) == 1 and not run.errors:
         return run.pieces[0][2].vectors
     ends = np.cumsum(rows.lengths) if plan.gives_tokens else np.arange(1, len(rows.lengths) + 1)

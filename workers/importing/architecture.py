@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from ondol.contract.errors import ModelRefused
+from workers.importing.label_names import complete_label_names, read_label_names
 from workers.importing.source import SourceFolder
 
 CONFIG_FILE = "config.json"
@@ -47,7 +48,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The base model as transformers loads it; `missing_weights` would be random numbers if they were used."""
+    """The model as workers load it: with its head where they run that, else the base model alone.
+
+    `has_pooler` is the loaded base's; `missing_weights` would be random numbers if they were used.
+    """
 
     name: str
     model_type: str
@@ -63,6 +67,16 @@ class Architecture:
     has_pooler: bool
     missing_weights: tuple[str, ...]
     head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model as workers load it, with or without head, and the names of weights that it lacks or does not use."""
+
+    model: PreTrainedModel
+    head: Head
+    missing: frozenset[str]
+    unused: frozenset[str]
 
 
 def read_config(source: SourceFolder) -> dict[str, Any]:
@@ -83,7 +97,8 @@ def read_config(source: SourceFolder) -> dict[str, Any]:
         value = config.get(key)
         if value is not None and (type(value) is not int or not 0 < value <= limit):
             raise ModelRefused(f"{CONFIG_FILE}: {key} is {str(value)[:40]}, allowed is 1 to {limit}")
-    return {key: value for key, value in config.items() if not key.startswith("_") and "attn_implementation" not in key}
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and "attn_implementation" not in key}
+    return complete_label_names(kept)
 
 
 def inspect_architecture(folder: Path, *, is_sentence_model: bool, warnings: list[str]) -> Architecture:
@@ -96,13 +111,12 @@ def inspect_architecture(folder: Path, *, is_sentence_model: bool, warnings: lis
     lost = sorted(name for name in info["missing_keys"] if not _POOLER.search(name))
     if lost:
         raise ModelRefused(f"the weights lack {_some(lost)}; they belong to another {CONFIG_FILE}")
-    missing, unused = set(info["missing_keys"]), set(info["unexpected_keys"])
-    head = Head()
     name = _architecture_name(config, base)
+    loaded = _Loaded(base, Head(), frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]))
     if not is_sentence_model:
-        head, missing, unused = _inspect_head(name, folder, config, missing, unused, warnings)
-    if unused:
-        warnings.append(f"weights that {name} has no use for are not loaded: {_some(sorted(unused))}")
+        loaded = _inspect_head(name, folder, loaded, warnings)
+    if loaded.unused:
+        warnings.append(f"weights that {name} has no use for are not loaded: {_some(sorted(loaded.unused))}")
     hidden_size, words = getattr(config, "hidden_size", None), base.get_input_embeddings()
     if not isinstance(hidden_size, int) or not isinstance(words, nn.Embedding):
         raise ModelRefused(f"{CONFIG_FILE}: {config.model_type} is no text encoder")
@@ -115,15 +129,15 @@ def inspect_architecture(folder: Path, *, is_sentence_model: bool, warnings: lis
         hidden_size=hidden_size,
         num_layers=int(config.num_hidden_layers),
         vocab_size=words.num_embeddings,
-        num_parameters=base.num_parameters(),
+        num_parameters=loaded.model.num_parameters(),
         max_positions=_positive(getattr(config, "max_position_embeddings", None)),
         position_offset=0 if padding is None else padding + 1,
         type_vocab_size=_positive(getattr(config, "type_vocab_size", None)) or 0,
         pad_token_id=config.pad_token_id if isinstance(config.pad_token_id, int) else None,
         sliding_window=_positive(getattr(config, "sliding_window", None)),
-        has_pooler=getattr(base, "pooler", None) is not None and not any(map(_POOLER.search, info["missing_keys"])),
-        missing_weights=tuple(sorted(missing)),
-        head=head,
+        has_pooler=_has_pooler(loaded),
+        missing_weights=tuple(sorted(loaded.missing)),
+        head=loaded.head,
     )
 
 
@@ -148,28 +162,43 @@ def _load(auto_class: str, folder: Path) -> tuple[PreTrainedModel, dict[str, Any
     return model, info
 
 
-def _inspect_head(
-    name: str, folder: Path, config: PretrainedConfig, missing: set[str], unused: set[str], warnings: list[str]
-) -> tuple[Head, set[str], set[str]]:
-    """The head that the architecture's name promises, and what is missing and unused with it; none if untrained."""
+def _inspect_head(name: str, folder: Path, base: _Loaded, warnings: list[str]) -> _Loaded:
+    """The model with the head that the architecture's name promises, `base` with what is missing if that is untrained.
+
+    Only labelled heads are run by workers: of others the task is told, and the model stays the base.
+    """
+    config = base.model.config
     promised = next((value for suffix, value in _HEADS.items() if name.endswith(suffix)), None)
     if promised is None:
-        return Head(), missing, unused
+        return base
     task, auto_class = promised
     model, info = _load(auto_class, folder)
-    lost = set(info["missing_keys"])
+    lost = frozenset(info["missing_keys"])
     if lost:
         if config.architectures:
             warnings.append(f"the head of {name} was not trained: the weights lack {_some(sorted(lost))}")
-        return Head(), missing | lost, unused
-    labels: tuple[str, ...] = ()
-    problem_type: str | None = None
-    if task in _LABELLED:
-        labels = tuple(str(label) for _, label in sorted((model.config.id2label or {}).items()))
-    if task == "text-classification":
-        single = "regression" if len(labels) == 1 else "single_label_classification"
-        problem_type = model.config.problem_type or single
-    return Head(task, labels, problem_type), missing, set(info["unexpected_keys"])
+        return replace(base, missing=base.missing | lost)
+    unused = frozenset(info["unexpected_keys"])
+    if task not in _LABELLED:
+        return replace(base, head=Head(task), unused=unused)
+    if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
+        warnings.append(f"{name} does not say where its base model is, so that its head is not run")
+        return replace(base, unused=unused)
+    return _Loaded(model, _labelled_head(task, model.config, warnings), missing=frozenset(), unused=unused)
+
+
+def _labelled_head(task: str, config: PretrainedConfig, warnings: list[str]) -> Head:
+    """Labels and problem type; unstated, the problem is one of single labels, as the libraries take it to be."""
+    labels = read_label_names(config.id2label or {}, warnings=warnings)
+    if task != "text-classification":
+        return Head(task, labels)
+    return Head(task, labels, config.problem_type or "single_label_classification")
+
+
+def _has_pooler(loaded: _Loaded) -> bool:
+    """Whether the base model that workers run has a trained pooler; many heads load theirs without."""
+    base = getattr(loaded.model, loaded.model.base_model_prefix, loaded.model)
+    return getattr(base, "pooler", None) is not None and not any(map(_POOLER.search, loaded.missing))
 
 
 def _architecture_name(config: PretrainedConfig, base: PreTrainedModel) -> str:

@@ -1,0 +1,127 @@
+"""`client.classify` and `client.tag` for asyncio; each does what its twin in `sync_labels` does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, overload
+
+from ondol.client import classify_flow
+from ondol.client.classify_flow import Pair, classify_request, tag_request
+from ondol.client.flow import Flow
+from ondol.client.labels import Entity, LabelScore, PartialResults, unwrap
+from ondol.client.retry import RetryPolicy
+
+T = TypeVar("T")
+
+
+class AsyncLabelCalls(ABC):
+    """The part of `AsyncOndol` that gives labels."""
+
+    policy: RetryPolicy
+
+    @abstractmethod
+    async def run(self, flow: Flow[T]) -> T:
+        """What `flow` returns, performing what it asks for."""
+
+    @overload
+    async def classify(
+        self,
+        inputs: str | Mapping[str, str],
+        *,
+        model: str,
+        errors: Literal["raise"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> list[LabelScore]: ...
+
+    @overload
+    async def classify(
+        self,
+        inputs: Sequence[str | Pair],
+        *,
+        model: str,
+        errors: Literal["raise"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> list[list[LabelScore]]: ...
+
+    @overload
+    async def classify(
+        self,
+        inputs: str | Mapping[str, str] | Sequence[str | Pair],
+        *,
+        model: str,
+        errors: Literal["return"],
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> PartialResults[list[LabelScore]]: ...
+
+    async def classify(
+        self,
+        inputs: str | Mapping[str, str] | Sequence[str | Pair],
+        *,
+        model: str,
+        errors: Literal["raise", "return"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> list[LabelScore] | list[list[LabelScore]] | PartialResults[list[LabelScore]]:
+        """Labels with scores, best first: one list for a text, a list of lists for a list; see `Ondol.classify`."""
+        request = classify_request(inputs, model, options, as_job=as_job, priority=priority)
+        outcome = await self.run(classify_flow.classify(request, self.policy))
+        return outcome if errors == "return" else unwrap(outcome, is_one=isinstance(inputs, str | Mapping))
+
+    @overload
+    async def tag(
+        self,
+        texts: str,
+        *,
+        model: str,
+        errors: Literal["raise"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> list[Entity]: ...
+
+    @overload
+    async def tag(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        errors: Literal["raise"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> list[list[Entity]]: ...
+
+    @overload
+    async def tag(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str,
+        errors: Literal["return"],
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> PartialResults[list[Entity]]: ...
+
+    async def tag(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str,
+        errors: Literal["raise", "return"] = "raise",
+        as_job: bool = False,
+        priority: str | None = None,
+        **options: Any,
+    ) -> list[Entity] | list[list[Entity]] | PartialResults[list[Entity]]:
+        """Entities: one list for a str, a list of lists for a list, in its order; see `Ondol.tag`."""
+        request = tag_request(texts, model, options, as_job=as_job, priority=priority)
+        outcome = await self.run(classify_flow.tag(request, self.policy))
+        return outcome if errors == "return" else unwrap(outcome, is_one=isinstance(texts, str))

@@ -1,0 +1,1 @@
+"""Fine-tuning: the plan of a run, the check of its data, the training child and what supervises it."""

@@ -1,0 +1,75 @@
+"""`python -m workers.training.child --plan plan.json --events-fd N`: pin the process, train, report on descriptor N.
+
+Exit status 0 after `finished`, `stopped` or `failed`; anything else means that the child itself broke, and its
+traceback is on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ondol.contract.errors import OndolError
+from ondol.logs import configure_logging
+from ondol.settings import CommonSettings, load_settings
+from workers.device.arguments import DeviceArguments
+from workers.device.lifeline import bind_to_parent, lead_process_group
+from workers.device.pinning import pin
+from workers.training.child.events import EventWriter
+from workers.training.child.stopping import StopRequest
+from workers.training.plan import TrainPlan, parse_plan
+
+if TYPE_CHECKING:
+    import torch
+
+
+def main(argv: list[str]) -> int:
+    """Run one training; the supervisor ends it with SIGTERM (checkpoint, then stop) or SIGKILL."""
+    parent_pid = os.getppid()
+    parser = argparse.ArgumentParser(prog="workers.training.child", description="Trains one model as a plan says.")
+    parser.add_argument("--plan", type=Path, required=True, help="the plan file")
+    parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor that takes the events")
+    parsed = parser.parse_args(argv)
+    bind_to_parent(parent_pid)
+    lead_process_group()
+    stop = StopRequest()
+    stop.listen()
+    events = EventWriter(parsed.events_fd)
+    plan = parse_plan(parsed.plan.read_bytes())
+    settings = load_settings(CommonSettings)
+    configure_logging(settings.log_level, settings.log_format, process="trainer")
+    device = _compose(plan)
+    from workers.training.child.run import run_training  # torch and transformers: only after pinning
+
+    try:
+        run_training(plan, events, stop, device)
+    except OndolError as exc:
+        events.send_failed(exc)
+    return 0
+
+
+def _compose(plan: TrainPlan) -> torch.device:
+    """Pin the process, import torch and give it its threads; the device."""
+    cores = tuple(plan.cores) if plan.cores else tuple(sorted(os.sched_getaffinity(0)))
+    device = plan.device
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if device.startswith("cuda") and visible and "," not in visible:
+        device = "cuda:0"  # one GPU is shown, by the supervisor or a container: it is that one
+    pin(DeviceArguments(fd=-1, device=device, cores=cores, threads=plan.threads, memory_bytes=0, batch_tokens=0))
+    # Of the libraries' warnings none is for the reader of a training log.
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_num_threads(plan.threads)
+    torch.set_num_interop_threads(1)
+    if device.startswith("cuda"):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda", 0) if device.startswith("cuda") else torch.device("cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

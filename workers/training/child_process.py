@@ -1,0 +1,200 @@
+"""The trainer as its supervisor sees it: a process group that reports events, and can be asked to stop or ended.
+
+Imports no torch. The child ends with the thread that started it (its parent-death signal), so that no training outlives
+its supervisor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+Event = dict[str, Any]
+
+_GROUP_GONE_LIMIT_S = 30.0
+_KEPT_LINES = 40
+_MAX_LINE_BYTES = 4_096
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")
+
+
+@dataclass(slots=True)
+class LogTail:
+    """Lines that the child wrote to stderr: those not yet taken, and the last ones, for an error's message."""
+
+    waiting: list[str] = field(default_factory=list)
+    last: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, line: str) -> None:
+        """Keep a line."""
+        with self.lock:
+            self.waiting.append(line)
+            self.last = [*self.last, line][-_KEPT_LINES:]
+
+    def take(self) -> list[str]:
+        """Lines since the last call."""
+        with self.lock:
+            taken, self.waiting = self.waiting, []
+            return taken
+
+
+class ChildProcess:
+    """One life of the training child. Start it, and use it, from one thread that outlives it."""
+
+    def __init__(self, plan: Path, *, threads: int, device: str) -> None:
+        self._events: queue.Queue[Event | None] = queue.Queue()
+        self.log = LogTail()
+        self._stop_asked_at: float | None = None
+        reading, writing = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                training_command(plan, writing),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(writing,),
+                env=_environment(threads, device),
+                process_group=0,
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._readers = [
+            threading.Thread(target=self._read_events, args=(reading,), name="trainer-events", daemon=True),
+            threading.Thread(target=self._read_log, name="trainer-log", daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, which is also its group's."""
+        return self._process.pid
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """The next event, or None after the time, or at once when the child's events have come to their end."""
+        if self.has_said_all:
+            return None
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if event is None:
+            self._events.put(None)  # the end stays visible
+        return event
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether no further event can come: the pipe is closed, and all that came was taken."""
+        with self._events.mutex:
+            return len(self._events.queue) == 1 and self._events.queue[0] is None
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, once: write a checkpoint at the next step boundary, say `stopped`, exit."""
+        if self._stop_asked_at is None:
+            self._stop_asked_at = time.monotonic()
+            self._process.terminate()
+
+    @property
+    def stop_asked_s_ago(self) -> float | None:
+        """Seconds since it was asked to stop; None if it was not."""
+        return None if self._stop_asked_at is None else time.monotonic() - self._stop_asked_at
+
+    def end(self) -> int:
+        """SIGKILL the whole group and wait until it is gone; the child's exit code. Also after a regular exit."""
+        _kill_group(self.pid)
+        code = self._process.wait()
+        limit = time.monotonic() + _GROUP_GONE_LIMIT_S
+        while _group_exists(self.pid) and time.monotonic() < limit:
+            threading.Event().wait(0.02)
+        for reader in self._readers:
+            reader.join(timeout=5)
+        return code
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code, or None after the time."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _read_events(self, reading: int) -> None:
+        with os.fdopen(reading, "r", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                event = _parse(line)
+                if event is not None:
+                    self._events.put(event)
+        self._events.put(None)
+
+    def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for raw in iter(lambda: lines.readline(_MAX_LINE_BYTES), b""):
+                line = raw.decode(errors="replace").rstrip()
+                if line:
+                    self.log.add(line)
+
+
+def training_command(plan: Path, events_fd: int) -> Sequence[str]:
+    """The command line of the training child."""
+    return (sys.executable, "-P", "-m", "workers.training.child", "--plan", str(plan), "--events-fd", str(events_fd))
+
+
+def _environment(threads: int, device: str) -> dict[str, str]:
+    """What the child needs, and nothing else: no passwords, no network."""
+    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return kept | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CUDA_VISIBLE_DEVICES": device.partition(":")[2] if device.startswith("cuda:") else "",
+    }
+
+
+def _parse(line: str) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        log.warning("trainer.event_unreadable", num_chars=len(line))
+        return None
+    return event
+
+
+def _kill_group(pgid: int) -> None:
+    try:
+        os.killpg(pgid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _group_exists(pgid: int) -> bool:
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,58 @@
+"""Opens a file by its name's suffix, and looks at its first bytes where the two might differ."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+from workers.training.data.csv_table import CsvTable
+from workers.training.data.examples import Source
+from workers.training.data.json_table import JsonLinesTable, JsonListTable
+from workers.training.data.parquet_table import ParquetTable
+from workers.training.data.problems import Problems, file_error
+from workers.training.data.table import Table
+from workers.training.data.text_lines import BYTE_ORDER_MARK
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+_PARQUET_MARK = b"PAR1"
+_FOREIGN_MARKS = {
+    b"\x1f\x8b": "is compressed with gzip; decompress it first",
+    b"PK\x03\x04": "is a zip or an Excel file; save it as CSV (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "is an Excel file; save it as CSV (UTF-8)",
+    b"\xff\xfe": "is UTF-16, not UTF-8; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16, not UTF-8; save it as UTF-8",
+}
+_LOOKED_AT_BYTES = 4_096
+
+
+def open_table(path: Path, source: Source, problems: Problems) -> Table:
+    """The rows of `path`; InvalidPayload if it is empty, of another format, or has no readable header."""
+    suffix = PurePath(source.filename).suffix.lower()
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT_BYTES)
+    _check_head(head, suffix, source)
+    if suffix == ".parquet":
+        return ParquetTable(path, source, problems)
+    if suffix in (".csv", ".tsv"):
+        return CsvTable(path, source, problems, delimiter="," if suffix == ".csv" else "\t")
+    if head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+        return JsonListTable(path, source, problems)
+    return JsonLinesTable(path, source, problems)
+
+
+def _check_head(head: bytes, suffix: str, source: Source) -> None:
+    if suffix not in SUFFIXES:
+        ending = f"ends in {suffix!r}" if suffix else "has no ending"
+        raise file_error(source, f"has a name that {ending}; use {', '.join(SUFFIXES)}, which says the format")
+    if not head.removeprefix(BYTE_ORDER_MARK).strip():
+        raise file_error(source, "is empty; upload a file with rows")
+    for mark, message in _FOREIGN_MARKS.items():
+        if head.startswith(mark):
+            raise file_error(source, message)
+    if head.startswith(_PARQUET_MARK) != (suffix == ".parquet"):
+        is_parquet = (
+            "is a Parquet file, but its name ends in"
+            if suffix != ".parquet"
+            else "is no Parquet file, but its name ends in"
+        )
+        raise file_error(source, f"{is_parquet} {suffix}; give it the right ending")
