@@ -42,7 +42,7 @@ up: venv ## start everything and stay until Ctrl-C
 	@$(BIN)/ondol up
 
 test: venv ## the whole test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not bench" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not bench" $(ARGS)
 
 check: venv ## format, lint, types, import contract, sizes, fast tests
 	@$(BIN)/ruff format --check --quiet . || { echo "some files are not formatted: make fix"; exit 1; }

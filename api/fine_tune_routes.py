@@ -52,7 +52,7 @@ async def list_checkpoints(job_id: str, services: ServicesDep, caller: CallerDep
 
     def read(uow: UnitOfWork) -> list[CheckpointRecord]:
         uow.jobs.get(job_id, caller.project_id)
-        return uow.training.checkpoints(job_id)
+        return uow.checkpoints.of(job_id)
 
     found = await services.database.read(read)
     return json_response({"object": "list", "data": [_checkpoint_json(one) for one in found], "has_more": False})

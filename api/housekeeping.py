@@ -61,6 +61,8 @@ class Housekeeping:
                 num_files = len(await self.purge_files())
             except (DatabaseUnavailable, ModelStoreError) as exc:
                 log.warning("housekeeping.not_done", reason=exc.message)
+            except Exception:  # the task's edge: the next round is tried
+                log.exception("housekeeping.failed")
             else:
                 log.debug("housekeeping.done", num_keys=num_keys, num_files=num_files)
 

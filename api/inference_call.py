@@ -18,7 +18,7 @@ from api.services import Services
 from api.usage_meter import Usage
 from api.vectors import Array
 from ondol.broker.calls import CallRequest
-from ondol.contract.errors import InvalidPayload
+from ondol.contract.errors import InvalidPayload, PayloadTooLarge
 from ondol.contract.ids import new_job_id
 from ondol.contract.inference_checks import estimate_tokens
 from ondol.contract.jobs import InferenceOptions, Inputs, dump_inputs
@@ -28,6 +28,7 @@ from ondol.sql.records import NewJob
 
 T = TypeVar("T")
 MAX_CALL_INPUTS = 2048
+MAX_TAGGED_TOKENS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,12 @@ class InferenceCall:
     priority: Priority = Priority.INTERACTIVE
 
     async def run(self) -> Inferred:
-        """Send the call to a worker and count what it used."""
+        """Send the call to a worker and count what it used; PayloadTooLarge for more text than a call may tag."""
+        if self.kind is JobKind.TOKEN_CLASSIFICATION:  # its answer is JSON, an object an entity
+            estimate = estimate_tokens(self.inputs, self.num_bytes, self.options, self.served.spec)
+            if estimate > MAX_TAGGED_TOKENS:
+                message = f"about {estimate} tokens; a call tags at most {MAX_TAGGED_TOKENS}, a job takes more"
+                raise PayloadTooLarge(message, param="inputs")
         request = CallRequest(
             version_id=self.served.version.id,
             model_ref=self.served.version.ref,

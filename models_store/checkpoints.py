@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from models_store.manifest import ManifestFile, make_manifest
 from ondol.contract.errors import ChecksumMismatch, ModelStoreError
 
 MANIFEST_FILE = "manifest.json"
+_FOLDER_NAME = re.compile(r"(\d+)-(\d+)")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -80,6 +82,16 @@ class CheckpointStore:
                 self._fs.rm_file(f"{folder}/{MANIFEST_FILE}")
             if self._fs.exists(folder):
                 self._fs.rm(folder, recursive=True)
+
+    def delete_unknown(self, job_id: str, known: Collection[tuple[int, int]], *, before_attempt: int) -> None:
+        """Delete what attempts before `before_attempt` left, whole or not, apart from the `known` (step, attempt)."""
+        root = f"{self._root}/{job_id}"
+        with translated(f"listing the checkpoints of {job_id}"):
+            names = [path.rstrip("/").rpartition("/")[2] for path in self._fs.ls(root, detail=False)]
+        for found in filter(None, map(_FOLDER_NAME.fullmatch, names)):
+            step, attempt = int(found[1]), int(found[2])
+            if attempt < before_attempt and (step, attempt) not in known:
+                self.delete(job_id=job_id, step=step, attempt=attempt)
 
     def delete_all(self, job_id: str) -> None:
         """Delete every checkpoint of a job."""

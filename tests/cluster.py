@@ -68,7 +68,9 @@ class Cluster:
         name = f"worker{number}"
         argv = ["-m", "workers.main"] if faults is None else ["-m", "tests.faulty_worker", *faults]
         self._start(name, argv, {"ONDOL_DEVICE": f"cpu:{number}", "ONDOL_CORES": cores})
-        self.wait_for_workers(number + 1 if number else 1)
+        wait_until(
+            lambda: self._num_ready(f"cpu{number}@") == 1, within_s=START_LIMIT_S, what=f"worker {number} to be ready"
+        )
         return name
 
     def start_trainer(self, number: int = 0, *, cores: str = "1", settings: dict[str, str] | None = None) -> str:
@@ -159,11 +161,12 @@ class Cluster:
                 raise AssertionError(f"{process.args!r} did not stop on SIGTERM") from None
         self.database.close()
 
-    def _num_ready(self) -> int:
+    def _num_ready(self, prefix: str = "") -> int:
         for name, process in self.processes.items():
             if process.poll() not in (None, 0, -signal.SIGKILL):
                 raise AssertionError(f"{name} ended with {process.returncode}:\n{self.log_of(name)[-3000:]}")
-        return sum(session.is_ready and session.role == INFER for session in self._sessions())
+        ready = (one.worker for one in self._sessions() if one.is_ready and one.role == INFER)
+        return sum(worker.startswith(prefix) for worker in ready)
 
     def _sessions(self) -> list[SessionRecord]:
         return self.database.read(lambda uow: uow.sessions.open_sessions())

@@ -6,10 +6,12 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from ondol.control.host import count_gpus
 from tests.servers import PostgresServer, RedisServer
@@ -21,16 +23,26 @@ CHILDREN_LIMIT_S = 20
 _servers_of_the_run: list[RedisServer] = []
 
 
-SHARED_STACKS = frozenset({"embedding", "pinning", "guide"})
+SHARED_STACKS = frozenset({"embedding", "files", "guide", "pinning"})
 """Folders whose tests share a running stack: they stay together when the run is spread over processes."""
 
 
+class ByStack(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
+    """Spreads a run over processes: tests that share a stack stay together, else those of one file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = PurePosixPath(nodeid.partition("::")[0])
+        return path.parent.name if path.parent.name in SHARED_STACKS else str(path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByStack:
+    """How `-n` spreads the tests."""
+    return ByStack(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a stack, else those of one file, go to one process; `gpu` tests are skipped without a GPU."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder in SHARED_STACKS else f"{folder}/{item.path.name}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    """`gpu` tests are skipped without a GPU."""
     if any("gpu" in item.keywords for item in items) and count_gpus() == 0:
         for item in items:
             if item.get_closest_marker("gpu"):

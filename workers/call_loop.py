@@ -75,14 +75,18 @@ class CallLoop:
         while not self._stopping.is_set():
             if not self._has_room():
                 continue
-            works = []
-            for api_id, request in self._taker.take(_TAKE_AT_MOST):
-                if self._library.is_prepared(request.version_id, str(request.options.get("dtype", "auto"))):
-                    work = self._prepare(api_id, request)
-                    works += [work] if work is not None else []
-                else:
-                    self._cold.submit(self._run_cold, api_id, request)
-            self._batcher.add(works)
+            self._batcher.add(self._take())  # no name here keeps the last work, and its files, while nothing comes
+
+    def _take(self) -> list[Work]:
+        """Works of the calls that have come for models that are here; the others wait on threads of their own."""
+        works = []
+        for api_id, request in self._taker.take(_TAKE_AT_MOST):
+            if self._library.is_prepared(request.version_id, str(request.options.get("dtype", "auto"))):
+                work = self._prepare(api_id, request)
+                works += [work] if work is not None else []
+            else:
+                self._cold.submit(self._run_cold, api_id, request)
+        return works
 
     def _has_room(self) -> bool:
         with self._changed:

@@ -42,13 +42,14 @@ class Claims:
         with self._lock:
             self._held.update((job.id, job.attempt) for job in claimed)
 
-    def end(self, message_id: str, claimed: Iterable[ClaimedJob | ClaimedTraining]) -> None:
-        """A handler is done with the message and these jobs."""
+    def end(self, message_id: str, claimed: Iterable[ClaimedJob | ClaimedTraining]) -> bool:
+        """A handler is done with the message and these jobs; whether no other handler has that message."""
         with self._lock:
             self._messages[message_id] -= 1
             if self._messages[message_id] <= 0:
                 del self._messages[message_id]
             self._held.difference_update((job.id, job.attempt) for job in claimed)
+            return message_id not in self._messages
 
     def unknown(self, pairs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of the pairs that no handler holds."""

@@ -44,14 +44,16 @@ class LabelTable:
     def of(cls, names: Sequence[str], ignored: Sequence[str]) -> LabelTable:
         """The table of a model with these labels."""
         tags = [name[2:] if name.startswith(("B-", "I-")) else name for name in names]
+        numbers = {tag: number for number, tag in enumerate(dict.fromkeys(tags))}
         groups = tuple(name.split("-", 1)[-1] for name in names)
+        left_out = frozenset(ignored)
         return cls(
             names=tuple(names),
             groups=groups,
-            tags=np.array([tags.index(tag) for tag in tags], dtype=np.int32),
+            tags=np.array([numbers[tag] for tag in tags], dtype=np.int32),
             is_begin=np.array([name.startswith("B-") for name in names], dtype=bool),
-            is_ignored=np.array([name in ignored for name in names], dtype=bool),
-            is_ignored_group=np.array([group in ignored for group in groups], dtype=bool),
+            is_ignored=np.array([name in left_out for name in names], dtype=bool),
+            is_ignored_group=np.array([group in left_out for group in groups], dtype=bool),
         )
 
 

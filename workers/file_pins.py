@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import weakref
 
@@ -32,7 +33,8 @@ class FilePins:
         return pin
 
     def release_ended(self) -> None:
-        """Take back the pins that nobody holds any more."""
+        """Take back the pins that nobody holds any more; for when files are about to be fetched or let go."""
+        gc.collect()  # works and rows name each other, so that only the collector ends what they hold
         while True:
             try:
                 digest = self._ended.get_nowait()

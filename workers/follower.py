@@ -20,7 +20,7 @@ from ondol.sql.aliases import AliasMove
 from ondol.sql.database import Database
 from workers.in_flight import InFlight
 from workers.model_library import ModelLibrary
-from workers.preload import Preloader
+from workers.preload import NO_ROOM, Preloader
 from workers.vital_thread import vital_thread
 from workers.warm_models import WarmModels
 
@@ -35,10 +35,11 @@ _LATE_COMMIT_S = 60.0
 
 @dataclass(slots=True)
 class _Follow:
-    """An alias that moved: its newest move, and the versions that it left, references by manifest digest."""
+    """An alias that moved: its newest move, the versions that it left (references by manifest digest), their dtypes."""
 
     move: AliasMove
     left: dict[str, str] = field(default_factory=dict)
+    dtypes: set[str] = field(default_factory=set)
 
 
 class AliasFollower:
@@ -128,19 +129,19 @@ class AliasFollower:
         """Warm what the alias points to now, if what it left is warm; whether that is done with."""
         move, warm = follow.move, self._warm.keys()
         left = {digest: ref for digest, ref in follow.left.items() if digest != move.manifest_digest}
-        dtypes = {dtype for digest in left for dtype in self._library.wanted_dtypes(digest, warm)}
+        follow.dtypes.update(dtype for digest in left for dtype in self._library.wanted_dtypes(digest, warm))
         self._preloader.alias_moved(move.model, move.alias)
-        if move.version_id is not None and dtypes:
+        is_done = True
+        if move.version_id is not None and follow.dtypes:
             try:
-                self._warm_up(move, move.version_id, dtypes)
+                self._warm_up(move, move.version_id, follow.dtypes)
             except (OndolError, TimeoutError) as exc:
                 log.warning("alias.not_followed", ref=f"{move.model}:{move.number}", reason=str(exc)[:200])
-                if not isinstance(exc, OndolError) or exc.retryable:
-                    return False
-                if exc.code != "model_too_large":  # else the old one must make room, as it may be pinned
-                    return True
+                is_done = isinstance(exc, OndolError) and not exc.retryable
+                if getattr(exc, "code", None) not in NO_ROOM:  # else the old one must make room
+                    return is_done
         self._leaving.update((digest, ref) for digest, ref in left.items() if _keys_of(digest, warm))
-        return True
+        return is_done
 
     def _warm_up(self, move: AliasMove, version_id: str, dtypes: Iterable[str]) -> None:
         started_at = time.monotonic()

@@ -22,8 +22,10 @@ class InFlight:
         """Register works."""
         added = {work.id: work for work in works}
         with self._lock:
+            # A job that came back to this worker while its lost attempt still ends here: that one is left now.
+            replaced = [self._works[work_id] for work_id in added if work_id in self._works]
             self._works.update(added)
-        self._gate.enter(_num_interactive(added.values()))
+        self._gate.enter(_num_interactive(added.values()) - _num_interactive(replaced))
 
     def remove(self, works: Iterable[Work]) -> None:
         """Forget works."""

@@ -79,7 +79,7 @@ class WorkerProcess:
         self.name = f"{settings.device.replace(':', '')}@{host}"
         cores = settings.cores or tuple(sorted(os.sched_getaffinity(0)))
         keep_to_cores(cores)
-        lock_fd = hold_device(settings.run_dir, self.name)
+        lock_fd = hold_device(settings.run_dir, self.name, settings.device)
         program = make_program(settings, cores)
         self._redis_url = settings.resolved_redis_url()
         self._database = Database(settings.resolved_database_url())

@@ -14,6 +14,9 @@ from workers.model_library import ModelLibrary
 
 log = structlog.get_logger(__name__)
 
+NO_ROOM = frozenset({"model_too_large", "out_of_device_memory", "storage_full"})
+"""Codes of a load that what the alias pointed to before may stand in the way of, pinned or not."""
+
 
 class Preloader:
     """Loads on a thread of its own; one that cannot be loaded is logged and does not hold up the others."""
@@ -57,8 +60,8 @@ class Preloader:
             for text in self._refs:
                 try:
                     self._load(text, parse_model_ref(text, param="MODELS"))
-                except OndolError as exc:
-                    log.warning("preload.failed", ref=text, reason=exc.message)
+                except (OndolError, TimeoutError) as exc:
+                    log.warning("preload.failed", ref=text, reason=str(exc)[:200])
 
     def _load(self, text: str, ref: ModelRef) -> None:
         record = self._database.read(lambda uow: uow.models.resolve(ref, uow.keys.project_id() or ""))
@@ -68,7 +71,7 @@ class Preloader:
         try:
             self._library.keep_warm(self._library.version(record.id))
         except OndolError as exc:
-            if exc.code == "model_too_large":
+            if exc.code in NO_ROOM:
                 self._pinned.pop(text, None)  # what the reference stood for before must make room
             raise
         self._pinned[text] = wanted

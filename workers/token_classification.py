@@ -64,6 +64,7 @@ class TokenClassificationTask(InferenceTask):
                 logits = self._own(window, present(output))
                 if not np.isfinite(logits).all():
                     errors[row.input_index] = not_finite(self.ref)
+                    continue
                 labelled.append(LabelledWindow(self._texts[row.input_index], window, logits))
                 owners.append(row.input_index)
         by_input: list[list[list[Entity]]] = [[] for _ in range(self.num_inputs)]

@@ -164,6 +164,20 @@ def resume_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = Fals
         print(f"{job.id} is {job.status}")
 
 
+@app.command("retry")
+def retry_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False) -> None:
+    """Queue a failed job again; its history stays.
+
+    Example: ondol jobs retry job_01k9zv6t0m3x5r7c2b8d4f6g1h
+    """
+    with open_client(ctx) as client:
+        job = client.jobs.retry(job_id)
+    if as_json:
+        print_json(job.raw)
+    else:
+        print(f"{job.id} is {job.status}")
+
+
 @app.command("rm")
 def remove_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False) -> None:
     """Delete a job with its inputs, result and events.

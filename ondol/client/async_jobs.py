@@ -79,6 +79,10 @@ class AsyncJob(JobFields):
         """Committed checkpoints of a fine-tune, newest first; empty for other kinds."""
         return await self._client.run(training_flows.list_checkpoints(self.id, self._client.policy))
 
+    async def retry(self) -> AsyncJob:
+        """This failed job, queued again with its history; StateConflict if it has not failed."""
+        return self._take(await self._client.run(job_flows.retry_job(self.id, self._client.policy)))
+
     async def _succeeded(self) -> AsyncJob:
         if not self.has_ended:
             await self.wait()
@@ -182,6 +186,10 @@ class AsyncJobs:
     async def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
         """Committed checkpoints of a fine-tune, newest first."""
         return await self._client.run(training_flows.list_checkpoints(job_id, self._client.policy))
+
+    async def retry(self, job_id: str) -> AsyncJob:
+        """The failed job, queued again with its history; StateConflict if it has not failed."""
+        return AsyncJob(self._client, await self._client.run(job_flows.retry_job(job_id, self._client.policy)))
 
     async def delete(self, job_id: str) -> None:
         """Remove the job with its inputs, result and events."""

@@ -129,6 +129,11 @@ def cancel_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
     return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/cancel"), policy)))
 
 
+def retry_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
+    """The failed job, queued again; StateConflict if it has not failed."""
+    return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/retry"), policy)))
+
+
 def delete_job(job_id: str, policy: RetryPolicy) -> Flow[None]:
     """Nothing; inputs, result and events of the job are gone."""
     yield from exchange(Request("DELETE", f"/v1/jobs/{job_id}"), policy)

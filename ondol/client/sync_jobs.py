@@ -79,6 +79,10 @@ class Job(JobFields):
         """Committed checkpoints of a fine-tune, newest first; empty for other kinds."""
         return self._client.run(training_flows.list_checkpoints(self.id, self._client.policy))
 
+    def retry(self) -> Job:
+        """This failed job, queued again with its history; StateConflict if it has not failed."""
+        return self._take(self._client.run(job_flows.retry_job(self.id, self._client.policy)))
+
     def _succeeded(self) -> Job:
         if not self.has_ended:
             self.wait()
@@ -182,6 +186,10 @@ class Jobs:
     def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
         """Committed checkpoints of a fine-tune, newest first."""
         return self._client.run(training_flows.list_checkpoints(job_id, self._client.policy))
+
+    def retry(self, job_id: str) -> Job:
+        """The failed job, queued again with its history; StateConflict if it has not failed."""
+        return Job(self._client, self._client.run(job_flows.retry_job(job_id, self._client.policy)))
 
     def delete(self, job_id: str) -> None:
         """Remove the job with its inputs, result and events."""

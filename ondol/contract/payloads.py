@@ -108,8 +108,8 @@ class JobRequest(_Strict):
     def _small_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
             size_bytes = len(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as exc:
-            raise ValueError("metadata must be plain JSON without NaN or infinity") from exc
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ValueError("metadata must be plain JSON, not nested too deep, without NaN or infinity") from exc
         if size_bytes > MAX_METADATA_BYTES:
             raise ValueError(f"metadata has {size_bytes} bytes; at most {MAX_METADATA_BYTES} are kept")
         return value

@@ -52,18 +52,23 @@ class Reconciler:
 
     def tick(self) -> bool:
         """One round of repairs; False when another leads. DatabaseUnavailable if SQL is away."""
+        asked_at = time.monotonic()
         try:
             is_leader = self._database.write(self._lead)
         except DatabaseUnavailable:
-            self._believe_until = time.monotonic() + self._limits.session_lease_s
+            self._believe()
             raise
+        self._believe_if_slow(asked_at)
         if is_leader != self._was_leader:
             log.info("reconciler.leads" if is_leader else "reconciler.follows", holder=self._holder)
             self._was_leader = is_leader
         if not is_leader:
             return False
         has_lost_messages = self._redis_lost_its_data()
-        moved = self._database.write(lambda uow: self._repair(uow, has_lost_messages=has_lost_messages))
+        asked_at = time.monotonic()
+        moved = self._database.write(
+            lambda uow: self._repair(uow, has_lost_messages=has_lost_messages, asked_at=asked_at)
+        )
         self._wake.wake(moved)
         if has_lost_messages:
             self._set_canary()
@@ -78,12 +83,21 @@ class Reconciler:
             log.warning("reconciler.not_resigned", reason=exc.message)
         self._redis.close()
 
+    def _believe(self) -> None:
+        self._believe_until = time.monotonic() + self._limits.session_lease_s
+
+    def _believe_if_slow(self, asked_at: float) -> None:
+        """SQL stood still while it was asked: those who renew have waited as we did."""
+        if time.monotonic() - asked_at > self._limits.session_lease_s / 2:
+            self._believe()
+
     def _lead(self, uow: UnitOfWork) -> bool:
         return uow.leaders.lead(LEADER, holder=self._holder, lease_s=self._limits.leader_lease_s)
 
-    def _repair(self, uow: UnitOfWork, *, has_lost_messages: bool) -> list[str]:
+    def _repair(self, uow: UnitOfWork, *, has_lost_messages: bool, asked_at: float) -> list[str]:
         if not self._lead(uow):
             return []
+        self._believe_if_slow(asked_at)
         moved: list[str] = []
         lapsed = uow.sessions.lapse() if time.monotonic() >= self._believe_until else []
         for session_id, worker in lapsed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
-from ondol.contract.errors import AliasMoved, ModelNotFound
+from ondol.contract.errors import AliasMoved, InvalidPayload, ModelNotFound
 from ondol.contract.ids import new_id
 from ondol.contract.model_ref import ModelRef, check_model_name
 from ondol.sql.tables import alias_history, aliases, models, versions
@@ -74,6 +74,7 @@ class AliasRepository:
         whatever was expected, so that a repeated request is answered like the first. ModelNotFound.
         """
         check_model_name(alias, param="alias")
+        _check_reason(reason)
         model_id = self._locked_model(project_id, name)
         wanted = self._live_version(model_id, ModelRef(name, version_number))
         current = self._alias(model_id, alias)
@@ -87,6 +88,8 @@ class AliasRepository:
         self, project_id: str, name: str, alias: str, *, expected: Expected = "any", reason: str = ""
     ) -> None:
         """Remove the alias, if it points to `expected` now; its history stays. ModelNotFound if there is none."""
+        check_model_name(alias, param="alias")
+        _check_reason(reason)
         model_id = self._locked_model(project_id, name)
         current = self._alias(model_id, alias)
         if current is None:
@@ -193,6 +196,11 @@ class AliasRepository:
             "reason": reason[:MAX_REASON_CHARS],
         }
         self._conn.execute(sa.insert(alias_history), [entry])
+
+
+def _check_reason(reason: str) -> None:
+    if "\0" in reason:  # which PostgreSQL takes in no text
+        raise InvalidPayload("a reason is text without NUL characters", param="reason")
 
 
 def _check_expected(name: str, alias: str, current: AliasRecord | None, expected: Expected) -> None:

@@ -170,6 +170,7 @@ class AttemptRepository:
         self._close_attempts([(r.id, r.attempt, "lost", None, None, None) for r in rows])
         self._fail_lost([row.id for row in rows])
         checks = self._uow.training.take_back_checks(session_id)
+        self._uow.training.release_devices(session_id)
         self._conn.execute(sa.delete(messages).where(messages.c.session_id == session_id))
         return [row.id for row in rows] + checks
 

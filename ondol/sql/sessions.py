@@ -104,6 +104,7 @@ class SessionRepository:
         handed_back = self._uow.attempts.hand_back(self._uow.attempts.held_by(session_id))
         for job_id, attempt in self._uow.training.checks_held_by(session_id):
             self._uow.training.give_back_check(job_id, attempt)
+        self._uow.training.release_devices(session_id)
         self._uow.ringing.recall_of(worker)
         self.end(session_id, reason=reason)
         return handed_back

@@ -87,6 +87,10 @@ IS_WAITING = sa.and_(IS_QUEUED, jobs.c.message_id.is_(None), jobs.c.kind != sa.l
 """Queued for a device, and named by no message; fine-tunes, which wait for trainers, apart."""
 IS_RUNG = sa.and_(IS_QUEUED, jobs.c.message_id.is_not(None))
 """Queued, and named by a message that nobody has claimed."""
+IS_HOLDING_A_DEVICE = sa.and_(
+    IS_TRAINING, jobs.c.state == sa.literal_column("'cancelled'", sa.String), jobs.c.device_released_at.is_(None)
+)
+"""A cancelled fine-tune of which nobody has said that its processes are gone."""
 
 # Fine-tunes that wait are few and wait long: an index of their own keeps them out of the way of the others.
 sa.Index(
@@ -95,6 +99,12 @@ sa.Index(
     jobs.c.id,
     postgresql_where=sa.text("kind = 'fine-tune' AND state IN ('queued', 'validating_files')"),
     sqlite_where=sa.text("kind = 'fine-tune' AND state IN ('queued', 'validating_files')"),
+)
+sa.Index(
+    "ix_jobs_holding_a_device",
+    jobs.c.id,
+    postgresql_where=sa.text("kind = 'fine-tune' AND state = 'cancelled' AND device_released_at IS NULL"),
+    sqlite_where=sa.text("kind = 'fine-tune' AND state = 'cancelled' AND device_released_at IS NULL"),
 )
 # In the order in which jobs are rung, so that jobs that may run only later are not even looked at.
 sa.Index(

@@ -1,4 +1,4 @@
-"""Fine-tunes in SQL: what is rung for trainer nodes, validation of their files, checkpoints, pausing.
+"""Fine-tunes in SQL: what is rung for trainer nodes, validation of their files, pausing.
 
 A trainer node has two lanes of one message each: files are checked while another fine-tune trains for hours. Every
 write of an attempt is fenced by (job, attempt, state), as for all other jobs.
@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 
 from ondol.contract.errors import IllegalTransition
 from ondol.contract.ids import new_id
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority, Reason
-from ondol.sql.records import CheckpointRecord, ClaimedTraining, JobRecord, JsonObject, RungMessage
-from ondol.sql.tables import IS_UNFINISHED_TRAINING, attempts, checkpoints, events, jobs, messages
+from ondol.sql.records import ClaimedTraining, JobRecord, JsonObject, RungMessage
+from ondol.sql.tables import IS_HOLDING_A_DEVICE, IS_UNFINISHED_TRAINING, attempts, events, jobs, messages
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -28,6 +27,8 @@ MAX_LOSSES_WITHOUT_PROGRESS = 3
 
 _RANK = sa.case({Priority.INTERACTIVE.value: 0, Priority.NORMAL.value: 1}, value=jobs.c.priority, else_=2)
 _IS_CHECK = jobs.c.state == JobState.VALIDATING_FILES
+_IS_HELD_CHECK = sa.and_(_IS_CHECK, jobs.c.session_id.is_not(None))
+"""A check that goes on; one that was taken back keeps its attempt's number until it is claimed again."""
 
 
 class TrainingRepository:
@@ -104,7 +105,7 @@ class TrainingRepository:
             after=JobState.QUEUED,
             reason=Reason.VALIDATED,
             outcome="validated",
-            values={"resolved": resolved, "num_inputs": resolved["max_steps"], "num_losses": 0},
+            values={"resolved": resolved, "num_inputs": resolved["max_steps"], "num_losses": 0, "num_retries": 0},
             worker=worker,
         )
 
@@ -143,12 +144,29 @@ class TrainingRepository:
         """A stopping node gives a check back: nothing is counted; False when the attempt is stale."""
         statement = (
             sa.update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, _IS_CHECK)
+            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, _IS_HELD_CHECK)
             .values(message_id=None, session_id=None)
         )
         if not self._conn.execute(statement).rowcount:
             return False
         self._uow.attempts.close_attempt(job_id, attempt, "handed_back")
+        return True
+
+    def put_off_check(self, job_id: str, attempt: int, error: JsonObject, *, after_s: float, max_retries: int) -> bool:
+        """Have the files checked again in `after_s` seconds; False when the attempt is stale or no retry is left."""
+        statement = (
+            sa.update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, _IS_HELD_CHECK, jobs.c.num_retries < max_retries)
+            .values(
+                message_id=None,
+                session_id=None,
+                run_after=self._uow.now + after_s,
+                num_retries=jobs.c.num_retries + 1,
+            )
+        )
+        if not self._conn.execute(statement).rowcount:
+            return False
+        self._uow.attempts.close_attempt(job_id, attempt, "failed", error)
         return True
 
     def take_back_checks(self, session_id: str) -> list[str]:
@@ -210,50 +228,9 @@ class TrainingRepository:
         """Steps done and to be done; False when the attempt is stale."""
         return self._update_running(job_id, attempt, num_done=num_steps, num_inputs=max_steps)
 
-    def add_checkpoint(
-        self,
-        job_id: str,
-        attempt: int,
-        *,
-        step: int,
-        manifest_digest: str,
-        size_bytes: int,
-        metrics: JsonObject,
-        is_best: bool,
-    ) -> bool:
-        """Record a checkpoint whose files are in the store: progress, so losses count anew. False: stale attempt."""
-        if not self._update_running(job_id, attempt, num_losses=0, num_lapses=0, num_retries=0):
-            return False
-        if is_best:
-            self._conn.execute(sa.update(checkpoints).where(checkpoints.c.job_id == job_id).values(is_best=False))
-        self._conn.execute(sa.delete(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.step == step))
-        row = {
-            "job_id": job_id,
-            "step": step,
-            "attempt": attempt,
-            "manifest_digest": manifest_digest,
-            "size_bytes": size_bytes,
-            "metrics": metrics,
-            "is_best": is_best,
-            "created_at": self._uow.now,
-        }
-        self._conn.execute(sa.insert(checkpoints), [row])
-        return True
-
-    def checkpoints(self, job_id: str, *, with_deleted: bool = False) -> list[CheckpointRecord]:
-        """Committed checkpoints, newest first; those whose files are gone only on request."""
-        query = sa.select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step.desc())
-        if not with_deleted:
-            query = query.where(checkpoints.c.deleted_at.is_(None))
-        return [_checkpoint(row) for row in self._conn.execute(query)]
-
-    def forget_checkpoints(self, job_id: str, steps: Sequence[int]) -> None:
-        """Mark checkpoints whose files are deleted, or turned out to be damaged."""
-        self._conn.execute(
-            sa.update(checkpoints)
-            .where(checkpoints.c.job_id == job_id, checkpoints.c.step.in_(steps))
-            .values(deleted_at=self._uow.now)
-        )
+    def made_progress(self, job_id: str, attempt: int) -> bool:
+        """Count losses and retries of a running attempt anew; False when it is stale."""
+        return self._update_running(job_id, attempt, num_losses=0, num_lapses=0, num_retries=0)
 
     def queue_position(self, job: JobRecord) -> int:
         """How many queued fine-tunes go before this one."""
@@ -308,10 +285,15 @@ class TrainingRepository:
         return self._uow.jobs.get(job_id, project_id)
 
     def device_released(self, job_id: str, attempt: int) -> bool:
-        """A cancelled job's processes are gone: its device is free since now. False: the attempt is another."""
+        """A cancelled job's processes are gone: its device is free since now. False: stale, or said already."""
         statement = (
             sa.update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == JobState.CANCELLED)
+            .where(
+                jobs.c.id == job_id,
+                jobs.c.attempt == attempt,
+                jobs.c.state == JobState.CANCELLED,
+                jobs.c.device_released_at.is_(None),
+            )
             .values(device_released_at=self._uow.now, event_seq=jobs.c.event_seq + 1)
             .returning(jobs.c.event_seq)
         )
@@ -322,6 +304,18 @@ class TrainingRepository:
         row = {"job_id": job_id, "seq": seq, "created_at": self._uow.now, "type": "message", "data": data}
         self._conn.execute(sa.insert(events), [row])
         return True
+
+    def release_devices(self, session_id: str) -> None:
+        """Say of cancelled jobs whose trainer's session is over that their device is free: nobody else will."""
+        latest = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == jobs.c.attempt)
+        query = (
+            sa.select(jobs.c.id, jobs.c.attempt)
+            .join(attempts, latest)
+            .where(IS_HOLDING_A_DEVICE, attempts.c.session_id == session_id)
+            .order_by(jobs.c.id)
+        )
+        for row in self._conn.execute(query).all():
+            self.device_released(row.id, row.attempt)
 
     def _with_free_lane(self, trainers: Sequence[str], lane: Priority) -> list[str]:
         if not trainers:
@@ -415,10 +409,11 @@ class TrainingRepository:
         values: dict[str, Any],
         worker: str | None,
         error: JsonObject | None = None,
+        condition: sa.ColumnElement[bool] = _IS_HELD_CHECK,
     ) -> bool:
         statement = (
             sa.update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, _IS_CHECK)
+            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, condition)
             .values(state=after, message_id=None, session_id=None, event_seq=jobs.c.event_seq + 1, **values)
             .returning(jobs.c.event_seq)
         )
@@ -450,6 +445,7 @@ class TrainingRepository:
             outcome="lost",
             values={"finished_at": self._uow.now, "error": error},
             worker=None,
+            condition=_IS_CHECK,
         )
 
     def _update_running(self, job_id: str, attempt: int, **values: Any) -> bool:
@@ -459,16 +455,3 @@ class TrainingRepository:
             .values(**values)
         )
         return self._conn.execute(statement).rowcount == 1
-
-
-def _checkpoint(row: Row[Any]) -> CheckpointRecord:
-    return CheckpointRecord(
-        job_id=row.job_id,
-        step=row.step,
-        attempt=row.attempt,
-        manifest_digest=row.manifest_digest,
-        size_bytes=row.size_bytes,
-        metrics=row.metrics,
-        is_best=row.is_best,
-        created_at=row.created_at,
-    )

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ondol.sql.attempts import AttemptRepository
+from ondol.sql.checkpoints import CheckpointRepository
 from ondol.sql.events import EventRepository
 from ondol.sql.files import FileRepository
 from ondol.sql.idempotency import IdempotencyRepository
@@ -81,8 +82,13 @@ class UnitOfWork:
 
     @cached_property
     def training(self) -> TrainingRepository:
-        """Fine-tunes: their windows, validation, checkpoints, pausing."""
+        """Fine-tunes: their windows, validation, pausing."""
         return TrainingRepository(self)
+
+    @cached_property
+    def checkpoints(self) -> CheckpointRepository:
+        """Committed checkpoints of fine-tunes."""
+        return CheckpointRepository(self)
 
     @cached_property
     def models(self) -> ModelRepository:

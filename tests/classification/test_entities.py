@@ -108,8 +108,9 @@ def test_ascii_offsets_are_the_same_in_both_units() -> None:
     assert entities == [{"start": 2, "end": 4}]
 
 
-def test_numbers_that_are_not_finite_fail_their_own_text_alone(tagger: Path) -> None:
-    task = begun(tagger, TokenClassificationOptions(), [SHORT[0], SHORT[1]])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_numbers_that_are_not_finite_fail_their_own_text_alone(tagger: Path, strategy: Any) -> None:
+    task = begun(tagger, TokenClassificationOptions(aggregation_strategy=strategy), [SHORT[0], SHORT[1]])
     good, bad = task.work.rows
     task.work.settle(good, logits_of(tagger, good), None)
     task.work.settle(bad, np.full((bad.num_tokens, 7), np.nan, dtype=np.float32), None)

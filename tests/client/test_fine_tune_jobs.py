@@ -107,6 +107,16 @@ def test_a_fine_tune_from_the_file_to_its_result(client: Ondol, trainer: Trainer
     assert (kept.step, kept.is_best, kept.size_bytes) == (2, True, 2_500_000)
 
 
+def test_a_failed_job_is_queued_again(client: Ondol, trainer: TrainerPeer, rows: Path) -> None:
+    job = client.fine_tune(rows, model=MODEL, name="mood")
+    with pytest.raises(StateConflict, match="only a failed job"):
+        job.retry()
+    trainer.refuse("row 3: no label")
+    assert job.wait(timeout_s=20).status == "failed"
+    assert run(["jobs", "retry", job.id]) == 0
+    assert job.refresh().status == "queued"
+
+
 def test_pause_and_resume(client: Ondol, trainer: TrainerPeer, rows: Path) -> None:
     job = client.fine_tune(rows, model=MODEL, name="mood")
     with pytest.raises(StateConflict, match="only a fine-tune that trains can be paused"):

@@ -83,7 +83,7 @@ class TrainerPeer:
         """An evaluation with its checkpoint."""
         self._append(job, "metrics", {"phase": "evaluation", "step": step, "epoch": step / 2, "metrics": metrics})
         assert self._database.write(
-            lambda uow: uow.training.add_checkpoint(
+            lambda uow: uow.checkpoints.add(
                 job.id,
                 job.attempt,
                 step=step,

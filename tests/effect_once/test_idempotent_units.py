@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
+from ondol.broker.wake import WakeBus
 from ondol.contract.errors import StaleAttempt
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
@@ -16,14 +17,19 @@ from ondol.sql.unit_of_work import UnitOfWork
 from tests.job_fixtures import (
     LIMITS,
     completions,
+    new_fine_tune,
     new_job,
     open_database,
     open_session,
+    open_trainer,
     project_of,
     ring_and_claim,
+    ring_and_claim_training,
     submit,
 )
+from tests.servers import RedisServer
 from tests.torn_postgres import TornPostgres, torn_postgres
+from workers.training.reporting import Reporter
 
 pytestmark = pytest.mark.integration
 
@@ -147,6 +153,22 @@ def test_choosing_names_each_job_in_one_message(database: Database, far: Databas
     rung = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.message_id.is_not(None))
     assert database.read(lambda uow: uow.conn.execute(rung).scalar_one()) == 100
     assert _count(database, attempts) == 0
+
+
+def test_what_a_training_reports_is_told_once(
+    database: Database, far: Database, link: TornPostgres, redis_server: RedisServer
+) -> None:
+    fine_tune = new_fine_tune(project_of(database))
+    database.write(lambda uow: uow.jobs.add_all([fine_tune]))
+    [job] = ring_and_claim_training(database, open_trainer(database))
+    wake = WakeBus(redis_server.url)
+    reporter = Reporter(far, wake, job)
+    link.tear()
+    reporter.say("training begins")
+    reporter.say("training goes on")
+    wake.close()
+    told = database.read(lambda uow: uow.events.after(job.id, 0))
+    assert [e.data["message"] for e in told if e.type == "message"] == ["training begins", "training goes on"]
 
 
 def _count(database: Database, table: sa.Table) -> int:

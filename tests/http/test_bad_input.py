@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ondol.contract.errors import InvalidPayload
+from ondol.contract.jobs import parse_request
 from tests.http.api_process import Member, job_body
 
 pytestmark = pytest.mark.integration
@@ -183,3 +185,12 @@ def assert_refused(answer: httpx.Response, status: int, param: Any) -> None:
     if param is not ...:
         assert body["error"]["param"] == param, body
     assert answer.headers["x-request-id"]
+
+
+def test_metadata_nested_deeper_than_can_be_stored_is_a_wrong_field() -> None:
+    nested: Any = 1
+    for _ in range(50_000):
+        nested = {"a": nested}
+    with pytest.raises(InvalidPayload) as refused:
+        parse_request({"kind": "embedding", "metadata": {"a": nested}})
+    assert refused.value.param == "metadata"

@@ -173,3 +173,9 @@ def assert_refused(answer: httpx.Response, status: int, param: str | None, code:
     if param and code == "invalid_payload":
         assert param.split(".")[-1].partition("[")[0] in body["error"]
     assert answer.headers["x-request-id"]
+
+
+def test_a_call_tags_no_more_than_it_can_answer(hugger: Member) -> None:
+    refused = post(hugger, "names", ["word " * 40_000] * 8)
+    assert refused.status_code == 413
+    assert "a job takes more" in refused.json()["error"]

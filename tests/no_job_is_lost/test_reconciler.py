@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -126,7 +127,8 @@ def test_a_paused_leader_that_wakes_repairs_nothing(database: Database, empty_re
         database.write(lambda uow: uow.leaders.resign(LEADER, holder=paused._holder))
         assert database.write(lambda uow: uow.leaders.lead(LEADER, holder="another", lease_s=600))
         _set_lease(database, session_id, expires_at=1.0)
-        assert database.write(lambda uow: paused._repair(uow, has_lost_messages=True)) == []
+        asked_at = time.monotonic()
+        assert database.write(lambda uow: paused._repair(uow, has_lost_messages=True, asked_at=asked_at)) == []
         assert not paused.tick()
         assert _term(database) == term + 1
         assert _count(database, sessions.select().where(sessions.c.ended_at.is_not(None)).subquery()) == 0

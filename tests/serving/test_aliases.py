@@ -153,6 +153,19 @@ def test_what_is_not_there_cannot_be_named(house: House) -> None:
         house.set_alias(1, alias="Not A Name")
 
 
+@pytest.mark.parametrize(("alias", "reason", "param"), [("a\0b", "", "alias"), ("production", "a\0b", "reason")])
+def test_text_that_no_database_takes_is_refused(house: House, alias: str, reason: str, param: str) -> None:
+    house.publish(alias="production")
+    changes: tuple[Callable[[UnitOfWork], object], ...] = (
+        lambda uow: uow.models.set_alias(house.project_id, NAME, alias, 1, reason=reason),
+        lambda uow: uow.models.delete_alias(house.project_id, NAME, alias, reason=reason),
+    )
+    for change in changes:
+        with pytest.raises(InvalidPayload) as refused:
+            house.database.write(change)
+        assert refused.value.param == param
+
+
 def test_a_version_is_deleted_once_no_alias_points_to_it_and_its_number_stays_taken(house: House) -> None:
     first, second = house.publish().version, house.publish().version
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +84,6 @@ def test_files_stay_until_the_last_work_that_names_them_is_over(
 
     assert work.key.model.path == str(path)
     del work
-    gc.collect()
     library.version(others[-1].id)
     assert not path.exists(), "nobody names them: they make room"
     assert library.version(first.id).path == path

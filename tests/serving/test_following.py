@@ -145,3 +145,14 @@ def test_a_preloaded_alias_is_followed_without_a_wake_up_and_what_is_asked_for_s
     wait_until(both, within_s=FOLLOW_LIMIT_S, what="the new version to be warm beside the old one")
     serving.wait_warm(f"{NAME}:2")
     assert serving.log().count("preload.pinned") == 2
+
+
+def test_the_old_version_makes_room_where_the_cache_holds_only_one(start: Start, folders: list[Path]) -> None:
+    size_bytes = sum(path.stat().st_size for path in folders[0].rglob("*") if path.is_file())
+    serving = start(ONDOL_CACHE_MAX_GB=f"{1.5 * size_bytes / 1e9:.9f}")
+    assert serving.call(NAME) == f"{NAME}:1"
+    serving.wait_warm(f"{NAME}:1")
+    serving.move("default", 2, expected=1)
+    serving.wait_warm(f"{NAME}:2")
+    assert "no room for" in serving.log()
+    assert serving.call(NAME) == f"{NAME}:2"

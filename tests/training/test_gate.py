@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import wait_until
+from workers.training.child.pace import Pace
+from workers.training.child.preparing import Turnstile
+from workers.training.child.stopping import StopRequest
 from workers.training.gate import Gate, GateKeeper
 
 pytestmark = pytest.mark.unit
@@ -32,6 +35,21 @@ def test_a_busy_device_keeps_a_step_waiting_for_at_most_four_times_the_last_one(
         keeper.busy()
         waited_s = Gate(path).pass_step(0.02)
     assert waited_s >= 0.08
+
+
+def test_waiting_does_not_make_for_longer_waits(path: Path) -> None:
+    num_steps, step_s = 6, 0.01
+    with GateKeeper(path) as keeper:
+        stop, pace = StopRequest(), Pace(rows_per_step=1, num_validation=0)
+        turnstile = Turnstile(Gate(path), stop, pace)
+        worked_s = 0.0
+        for _ in range(num_steps):
+            keeper.busy()
+            turnstile.training_batch()
+            started = time.monotonic()
+            threading.Event().wait(step_s)
+            worked_s += time.monotonic() - started
+    assert pace.gate_s < 5 * worked_s, "counting the wait as work would make each wait five times the one before"
 
 
 def test_the_flag_of_a_dead_worker_expires(path: Path) -> None:

@@ -160,6 +160,63 @@ def test_a_check_of_a_stopping_node_counts_nothing(database: Database) -> None:
     assert state_of(database, job.id) is JobState.VALIDATING_FILES
 
 
+def test_a_check_that_may_be_tried_again_waits_and_is_not_tried_for_ever(database: Database) -> None:
+    session_id = open_trainer(database)
+    job = new_fine_tune(project_of(database))
+    submit(database, job)
+    error = {"code": "store_unavailable", "message": "no answer", "param": None}
+
+    def put_off(checked: ClaimedTraining, after_s: float) -> bool:
+        return database.write(
+            lambda uow: uow.training.put_off_check(job.id, checked.attempt, error, after_s=after_s, max_retries=2)
+        )
+
+    [checked] = ring_and_claim_training(database, session_id)
+    assert put_off(checked, 0.0)
+    assert not put_off(checked, 0.0), "it is counted once, also when its answer was lost"
+    finish_messages(database)
+    [checked] = ring_and_claim_training(database, session_id)
+    assert put_off(checked, 0.0)
+    finish_messages(database)
+    [checked] = ring_and_claim_training(database, session_id)
+    assert not put_off(checked, 60.0), "no retry is left"
+    assert database.write(lambda uow: uow.training.refuse(job.id, checked.attempt, error, worker=TRAINER))
+
+
+def test_a_check_that_was_put_off_is_not_rung_before_its_time(database: Database) -> None:
+    session_id = open_trainer(database)
+    job = new_fine_tune(project_of(database))
+    submit(database, job)
+    [checked] = ring_and_claim_training(database, session_id)
+    assert database.write(
+        lambda uow: uow.training.put_off_check(job.id, checked.attempt, {}, after_s=60.0, max_retries=2)
+    )
+    finish_messages(database)
+    assert ring_and_claim_training(database, session_id) == []
+
+
+def test_a_check_that_was_taken_back_writes_nothing(database: Database) -> None:
+    session_id = open_trainer(database)
+    job = new_fine_tune(project_of(database))
+    submit(database, job)
+    [checked] = ring_and_claim_training(database, session_id)
+    database.write(lambda uow: uow.attempts.take_back(session_id))
+    assert not database.write(lambda uow: uow.training.validated(job.id, checked.attempt, RESOLVED, worker=TRAINER))
+    assert not database.write(lambda uow: uow.training.refuse(job.id, checked.attempt, {}, worker=TRAINER))
+    assert not database.write(lambda uow: uow.training.give_back_check(job.id, checked.attempt))
+
+
+def test_the_device_of_a_cancelled_job_is_free_when_its_trainer_is_gone(database: Database) -> None:
+    session_id = open_trainer(database)
+    job = training(database, session_id)
+    database.write(lambda uow: uow.jobs.cancel(job.id, job.project_id))
+    database.write(lambda uow: uow.attempts.take_back(session_id))
+    first = database.read(lambda uow: uow.jobs.get(job.id, job.project_id)).device_released_at
+    assert first is not None
+    assert not database.write(lambda uow: uow.training.device_released(job.id, job.attempt)), "said once"
+    assert database.read(lambda uow: uow.jobs.get(job.id, job.project_id)).device_released_at == first
+
+
 def test_losses_without_progress_fail_a_training_and_a_checkpoint_counts_anew(database: Database) -> None:
     session_id = open_trainer(database)
     job = training(database, session_id)
@@ -184,7 +241,7 @@ def test_losses_without_progress_fail_a_training_and_a_checkpoint_counts_anew(da
 
 def add_checkpoint(database: Database, job: ClaimedTraining, step: int, *, is_best: bool = False) -> bool:
     return database.write(
-        lambda uow: uow.training.add_checkpoint(
+        lambda uow: uow.checkpoints.add(
             job.id,
             job.attempt,
             step=step,
@@ -212,10 +269,12 @@ def test_the_best_checkpoint_is_one(database: Database) -> None:
     job = training(database, open_trainer(database))
     for step, is_best in ((4, True), (8, True), (12, False)):
         assert add_checkpoint(database, job, step, is_best=is_best)
-    found = database.read(lambda uow: uow.training.checkpoints(job.id))
+    found = database.read(lambda uow: uow.checkpoints.of(job.id))
     assert [(c.step, c.is_best) for c in found] == [(12, False), (8, True), (4, False)]
-    database.write(lambda uow: uow.training.forget_checkpoints(job.id, [12]))
-    assert [c.step for c in database.read(lambda uow: uow.training.checkpoints(job.id))] == [8, 4]
+    database.write(lambda uow: uow.checkpoints.forget(replace(found[0], attempt=found[0].attempt - 1)))
+    assert len(database.read(lambda uow: uow.checkpoints.of(job.id))) == 3, "another attempt's of that step stays"
+    database.write(lambda uow: uow.checkpoints.forget(found[0]))
+    assert [c.step for c in database.read(lambda uow: uow.checkpoints.of(job.id))] == [8, 4]
 
 
 def test_pause_frees_the_trainer_and_resume_queues_again(database: Database) -> None:
@@ -296,7 +355,7 @@ def test_rows_of_a_deleted_fine_tune_are_gone(database: Database) -> None:
     add_checkpoint(database, job, 4)
     database.write(lambda uow: uow.jobs.cancel(job.id, job.project_id))
     database.write(lambda uow: uow.jobs.delete(job.id, job.project_id))
-    assert database.read(lambda uow: uow.training.checkpoints(job.id, with_deleted=True)) == []
+    assert database.read(lambda uow: uow.checkpoints.of(job.id, with_deleted=True)) == []
 
 
 def test_plain_claims_do_not_take_fine_tunes(database: Database) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from models_store.checkpoints import CheckpointStore, CommittedCheckpoint
-from ondol.contract.errors import ModelStoreError
+from ondol.contract.errors import DatabaseUnavailable, ModelStoreError
 from ondol.sql.database import Database
 from ondol.sql.records import CheckpointRecord, ClaimedTraining
 from workers.training.reporting import Reporter
@@ -45,6 +45,7 @@ class Checkpointer:
         self._job = job
         self._open: deque[_Commit] = deque()
         self._local: dict[int, Path] = {}
+        self._has_swept = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     @property
@@ -72,7 +73,7 @@ class Checkpointer:
     def _record(self, done: _Commit, committed: CommittedCheckpoint) -> None:
         job = self._job
         self._reporter.write(
-            lambda uow: uow.training.add_checkpoint(
+            lambda uow: uow.checkpoints.add(
                 job.id,
                 job.attempt,
                 step=done.step,
@@ -92,17 +93,34 @@ class Checkpointer:
             },
         )
         if not self._reporter.has_unwritten:
-            self._delete_old()
+            try:
+                self._delete_old()
+            except DatabaseUnavailable as exc:  # they go with the next checkpoint; the training is not to suffer
+                log.warning("checkpoint.old_ones_stay", job_id=job.id, reason=exc.message)
 
     def _delete_old(self) -> None:
         """Keep the newest ones and the best; local copies likewise, for the child reads the best one in the end."""
-        known = self._database.read(lambda uow: uow.training.checkpoints(self._job.id))
+        known = self._database.read(lambda uow: uow.checkpoints.of(self._job.id))
+        if not known:
+            return  # the job was cancelled and deleted just now
         old = [record for i, record in enumerate(known) if i >= KEPT_NEWEST and not record.is_best]
         for record in old:
             self._delete(record)
         kept = {record.step for record in known} - {record.step for record in old}
         for step in [step for step in self._local if step not in kept and step < known[0].step]:
             shutil.rmtree(self._local.pop(step), ignore_errors=True)
+        if not self._has_swept:
+            self._sweep(known)
+
+    def _sweep(self, known: list[CheckpointRecord]) -> None:
+        """Delete what earlier attempts stored and nobody knows: unrecorded ones, damaged ones, steps done again."""
+        wanted = {(record.step, record.attempt) for record in known}
+        try:
+            self._store.delete_unknown(self._job.id, wanted, before_attempt=self._job.attempt)
+        except ModelStoreError as exc:
+            log.warning("checkpoint.not_swept", job_id=self._job.id, reason=exc.message)
+            return
+        self._has_swept = True
 
     def _delete(self, record: CheckpointRecord) -> None:
         try:
@@ -110,4 +128,4 @@ class Checkpointer:
         except ModelStoreError as exc:  # it takes up room until the job is deleted; the training is not to suffer
             log.warning("checkpoint.not_deleted", job_id=record.job_id, step=record.step, reason=exc.message)
             return
-        self._database.write(lambda uow: uow.training.forget_checkpoints(record.job_id, [record.step]))
+        self._database.write(lambda uow: uow.checkpoints.forget(record))

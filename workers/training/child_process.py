@@ -27,6 +27,7 @@ Event = dict[str, Any]
 
 _GROUP_GONE_LIMIT_S = 30.0
 _KEPT_LINES = 40
+_MAX_WAITING_LINES = 1_000
 _MAX_LINE_BYTES = 4_096
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")
 
@@ -42,7 +43,8 @@ class LogTail:
     def add(self, line: str) -> None:
         """Keep a line."""
         with self.lock:
-            self.waiting.append(line)
+            if len(self.waiting) < _MAX_WAITING_LINES:  # nobody takes lines while SQL keeps the supervisor waiting
+                self.waiting.append(line)
             self.last = [*self.last, line][-_KEPT_LINES:]
 
     def take(self) -> list[str]:
@@ -58,7 +60,7 @@ class ChildProcess:
     def __init__(self, plan: Path, *, threads: int, device: str) -> None:
         self._events: queue.Queue[Event | None] = queue.Queue()
         self.log = LogTail()
-        self._stop_asked_at: float | None = None
+        self._is_stop_asked = False
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -107,14 +109,9 @@ class ChildProcess:
 
     def ask_to_stop(self) -> None:
         """SIGTERM, once: write a checkpoint at the next step boundary, say `stopped`, exit."""
-        if self._stop_asked_at is None:
-            self._stop_asked_at = time.monotonic()
+        if not self._is_stop_asked:
+            self._is_stop_asked = True
             self._process.terminate()
-
-    @property
-    def stop_asked_s_ago(self) -> float | None:
-        """Seconds since it was asked to stop; None if it was not."""
-        return None if self._stop_asked_at is None else time.monotonic() - self._stop_asked_at
 
     def end(self) -> int:
         """SIGKILL the whole group and wait until it is gone; the child's exit code. Also after a regular exit."""

@@ -18,7 +18,7 @@ _BUSY_UNTIL, _HELD_PID = 0, 1
 _HEARTBEAT_S = 1.0
 _POLL_S = 0.001
 _MAX_WAIT_STEPS = 4.0
-"""Steps' time that one step may be kept waiting: with four, training gets a fifth of the device in the worst case."""
+"""Passes' time that one pass may be kept waiting: with four, training gets a fifth of the device in the worst case."""
 
 
 class GateKeeper:
@@ -67,7 +67,8 @@ class Gate:
     def pass_step(self, last_step_s: float) -> float:
         """Wait until the next step may run; the seconds waited.
 
-        At most four times `last_step_s` while the device is busy with interactive rows, without limit while held.
+        At most four times `last_step_s` (what one takes by itself, without its waiting)
+        while the device is busy with interactive rows, without limit while held.
         """
         started = time.monotonic()
         limit_s = _MAX_WAIT_STEPS * last_step_s

@@ -57,7 +57,7 @@ class TrainerProcess:
         self.name = f"train-{slug}@{socket.gethostname()}"
         cores = settings.cores or tuple(sorted(os.sched_getaffinity(0)))
         keep_to_cores(cores)
-        self._lock_fd = hold_device(settings.run_dir, self.name)
+        self._lock_fd = hold_device(settings.run_dir, self.name, settings.device)
         redis_url = settings.resolved_redis_url()
         self._redis_url = redis_url
         self._database = Database(settings.resolved_database_url())

@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 import structlog
 
 from ondol.broker.wake import WakeBus
-from ondol.contract.errors import AttemptError, DatabaseUnavailable, OndolError, StaleAttempt
+from ondol.contract.errors import (
+    AttemptError,
+    DatabaseUnavailable,
+    HandedBack,
+    ModelStoreError,
+    OndolError,
+    StaleAttempt,
+)
 from ondol.contract.states import JobState, Reason
 from ondol.control.ringer import Ringer
 from ondol.sql.database import Database
@@ -34,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _RETRY_PAUSE_S = 0.5
+_LOOK_EVERY_S = 2.0
 _FIRST_BACKOFF_S = 2.0
 _MAX_DOUBLINGS = 6
 
@@ -84,32 +92,43 @@ def handle_training(message_id: str, deps: NodeDeps) -> None:
             deps.wake.wake([job.id])
             _run(job, deps)
     finally:
-        deps.claims.end(message_id, [job] if job is not None else [])
-        _persist(lambda uow: uow.ringing.finish(message_id), deps)
+        # A message may come twice (Redis answered too late): the lane is free when the handler that trains is done.
+        if deps.claims.end(message_id, [job] if job is not None else []):
+            _persist(lambda uow: uow.ringing.finish(message_id), deps)
         if not deps.stopping.is_set():
             deps.ringer.ring_soon()
 
 
 def _run(job: ClaimedTraining, deps: NodeDeps) -> None:
     """One attempt from claim to end. Every way out leaves the job in another state, or in another's hands."""
-    with deps.struck.watching(job.id) as struck, Workspace(deps.root, job, deps.stores, deps.host) as workspace:
-        try:
-            if job.is_check:
-                _check(job, workspace, struck, deps)
-            else:
-                _train(job, workspace, struck, deps)
-        except StaleAttempt as exc:
-            log.info("attempt.stale", job_id=job.id, attempt=job.attempt, reason=exc.message)
-        except DatabaseUnavailable:  # an outage is nobody's failure
-            _hand_back(job, deps)
-        except OndolError as exc:
-            _fail(job, exc, deps)
-        except Exception as exc:  # the handler's edge: a fault of ours fails this job, and the node goes on
-            log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
-            _fail(job, AttemptError(f"internal error: {type(exc).__name__}"), deps)
-    # Only now, with every process of the attempt gone, is the device free.
-    _persist(lambda uow: uow.training.device_released(job.id, job.attempt), deps)
+    try:
+        with deps.struck.watching(job.id) as struck, Workspace(deps.root, job, deps.stores, deps.host) as workspace:
+            (_check if job.is_check else _train)(job, workspace, struck, deps)
+    except StaleAttempt as exc:
+        log.info("attempt.stale", job_id=job.id, attempt=job.attempt, reason=exc.message)
+    except (DatabaseUnavailable, HandedBack):  # an outage, or our own end, is nobody's failure
+        _hand_back(job, deps)
+    except OndolError as exc:
+        _fail(job, exc, deps)
+    except Exception as exc:  # the handler's edge: a fault of ours fails this job, and the node goes on
+        log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
+        _fail(job, AttemptError(f"internal error: {type(exc).__name__}"), deps)
+    _release_device(job, deps)
     deps.wake.wake([job.id])
+
+
+def _release_device(job: ClaimedTraining, deps: NodeDeps) -> None:
+    """Only now, with every process of the attempt gone, is the device free, and nothing more is stored for the job."""
+
+    def release(uow: UnitOfWork) -> bool:
+        uow.training.device_released(job.id, job.attempt)
+        return job.id in uow.jobs.states_of([job.id])
+
+    if _persist(release, deps) is False:  # deleted while it still ended: what was stored since is nobody's
+        try:
+            deps.stores.checkpoints.delete_all(job.id)
+        except ModelStoreError as exc:
+            log.warning("checkpoints.not_deleted", job_id=job.id, reason=exc.message)
 
 
 def _check(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, deps: NodeDeps) -> None:
@@ -129,7 +148,7 @@ def _check(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
             return False
         if workspace.options.validate_only:
             uow.training.begin_after_check(job.id, job.attempt, worker=deps.worker)
-            result = {"object": "fine_tune.result", "model": None, "report": resolved["report"]}
+            result = _only_validated(resolved)
             uow.attempts.complete([completion(job, result, {})], worker=deps.worker)
         return True
 
@@ -142,6 +161,10 @@ def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
     plan = workspace.prepare()
     job = _with_resolved(job, workspace, struck, deps)
     assert job.resolved is not None
+    if workspace.options.validate_only:  # a retry of a check that failed
+        result = _only_validated(job.resolved)
+        _persist(lambda uow: uow.attempts.complete([completion(job, result, {})], worker=deps.worker), deps)
+        return
     reporter = Reporter(deps.database, deps.wake, job)
     plan = workspace.to_train(
         plan,
@@ -203,7 +226,7 @@ def _with_resolved(
     if resolved is None:  # a retry of a job whose files were refused before
         report = _run_check(job, workspace, struck, deps)
         if report is None:
-            raise StaleAttempt(f"the check of {job.id} was given up")
+            raise HandedBack(f"the check of {job.id} was given up")
         resolved = _resolve(report)
     if "alias_seen" not in resolved:
         options = workspace.options
@@ -223,10 +246,13 @@ def _run_check(
     job: ClaimedTraining, workspace: Workspace, struck: threading.Event, deps: NodeDeps
 ) -> TrainReport | None:
     """The report of the files; None when the node stops, or the job is no longer wanted, before it is there."""
+    looked_at = time.monotonic()
 
     def must_end() -> bool:
-        if struck.is_set():
+        nonlocal looked_at
+        if struck.is_set() or time.monotonic() - looked_at > _LOOK_EVERY_S:  # a hint may be lost
             struck.clear()
+            looked_at = time.monotonic()
             is_current, _ = deps.database.read(lambda uow: uow.training.status(job.id, job.attempt))
             if not is_current:
                 raise StaleAttempt(f"attempt {job.attempt} at {job.id} is no longer current")
@@ -242,6 +268,10 @@ def _run_check(
 
 def _resolve(report: TrainReport) -> dict[str, Any]:
     return {"report": report_as_dict(report), "max_steps": report.max_steps}
+
+
+def _only_validated(resolved: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "fine_tune.result", "model": None, "report": resolved["report"]}
 
 
 def _report_event(report: TrainReport) -> dict[str, Any]:
@@ -262,7 +292,7 @@ def _skip_damaged(record: CheckpointRecord, reason: str, reporter: Reporter, dep
         step=record.step,
         reason=reason,
     )
-    deps.database.write(lambda uow: uow.training.forget_checkpoints(record.job_id, [record.step]))
+    deps.database.write(lambda uow: uow.checkpoints.forget(record))
 
 
 def _hand_back(job: ClaimedTraining, deps: NodeDeps) -> None:
@@ -280,14 +310,17 @@ def _fail(job: ClaimedTraining, error: OndolError, deps: NodeDeps) -> None:
     """The attempt failed; a retryable error queues the job again, with a pause that doubles."""
     log.warning("attempt.failed", job_id=job.id, attempt=job.attempt, code=error.code, reason=error.message)
 
+    backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
+    max_retries, details = deps.limits.max_attempts - 1, error.as_dict()
+
     def write(uow: UnitOfWork) -> bool:
-        if job.is_check and error.retryable:
-            return uow.training.give_back_check(job.id, job.attempt)
         if job.is_check:
-            return uow.training.refuse(job.id, job.attempt, error.as_dict(), worker=deps.worker)
-        backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
-        failure = Failure(job.id, job.attempt, error.as_dict(), backoff_s if error.retryable else None)
-        return bool(uow.attempts.fail([failure], max_retries=deps.limits.max_attempts - 1, worker=deps.worker))
+            is_put_off = error.retryable and uow.training.put_off_check(
+                job.id, job.attempt, details, after_s=backoff_s, max_retries=max_retries
+            )
+            return is_put_off or uow.training.refuse(job.id, job.attempt, details, worker=deps.worker)
+        failure = Failure(job.id, job.attempt, details, backoff_s if error.retryable else None)
+        return bool(uow.attempts.fail([failure], max_retries=max_retries, worker=deps.worker))
 
     _persist(write, deps)
 

@@ -74,7 +74,7 @@ class Publisher:
         )
         if event.get("dtype"):
             uow.models.record_dtype(_dtype_record(manifest.digest, event["dtype"]))
-        checkpoints = uow.training.checkpoints(job.id)
+        checkpoints = uow.checkpoints.of(job.id)
         result = {
             "object": "fine_tune.result",
             "model": published.version.ref,

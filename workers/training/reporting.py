@@ -5,6 +5,7 @@ What SQL does not take now is kept, in order, and written when it answers again,
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ Write = Callable[[UnitOfWork], bool]
 
 MAX_LOG_LINES = 1_000
 MAX_LINE_CHARS = 500
+_RETRY_S = 1.0
 
 
 class Reporter:
@@ -34,6 +36,10 @@ class Reporter:
         self._wake = wake
         self._job = job
         self._waiting: deque[Write] = deque()
+        self._tried: tuple[int, int] | None = None
+        """How many of what waits was tried, and the job's last event if that try was committed after all."""
+        self._last_seq = 0
+        self._retry_at = 0.0
         self._num_lines = 0
 
     @property
@@ -67,20 +73,44 @@ class Reporter:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, as far as SQL answers."""
-        if not self._waiting:
+        """Write what waits, as far as SQL answers; in an outage SQL is asked once a second."""
+        if not self._waiting or time.monotonic() < self._retry_at:
             return
         batch = list(self._waiting)
         try:
-            is_current = self._database.write(lambda uow: all(work(uow) for work in batch))
+            is_current = self._database.write(lambda uow: self._write_all(uow, batch))
         except DatabaseUnavailable as exc:
             log.warning("trainer.events_wait", num_waiting=len(batch), reason=exc.message)
+            self._retry_at = time.monotonic() + _RETRY_S
             return
         self._waiting.clear()
+        self._tried = None
         if not is_current:
             raise StaleAttempt(f"attempt {self._job.attempt} at {self._job.id} is no longer current")
         self._wake.wake([self._job.id])
 
+    def _write_all(self, uow: UnitOfWork, batch: list[Write]) -> bool:
+        """Write the batch but for what a commit whose answer was lost has written: no event is told twice.
+
+        While the attempt is current nobody else adds events to the job, so its last event's number tells.
+        """
+        num_written = 0
+        if self._tried is not None:
+            state = uow.jobs.states_of([self._job.id]).get(self._job.id)
+            if state is not None and state[1] >= self._tried[1]:
+                num_written = self._tried[0]
+        self._last_seq = 0
+        is_current = all(work(uow) for work in batch[num_written:])
+        if self._last_seq:
+            self._tried = (len(batch), self._last_seq)
+        return is_current
+
     def _append(self, type: str, data: dict[str, Any]) -> None:
         job = self._job
-        self.write(lambda uow: uow.events.append(job.id, attempt=job.attempt, type=type, data=data) is not None)
+
+        def append(uow: UnitOfWork) -> bool:
+            seq = uow.events.append(job.id, attempt=job.attempt, type=type, data=data)
+            self._last_seq = seq or self._last_seq
+            return seq is not None
+
+        self.write(append)

@@ -97,6 +97,9 @@ class Supervisor:
         self._gate = GateKeeper(plan.gate) if plan.gate is not None else None
         self._wanted: Ending | None = None
         self._final: Event | None = None
+        self._final_at = 0.0
+        self._grace_began_at: float | None = None
+        self._is_held = False
         self._started_at = time.monotonic()
         self._status_at = self._started_at
         self._log_at = self._started_at
@@ -136,21 +139,21 @@ class Supervisor:
             raise TrainingFailed(error["message"], param=error.get("param"), code=error["code"])
         if final.get("event") == "finished":
             return Ended(Ending.FINISHED, final)
-        if final.get("event") == "stopped" and self._wanted is not None:
-            if self._wanted is Ending.TIMED_OUT:
-                raise AttemptTimedOut("the training took longer than options.max_runtime_s allows")
-            return Ended(self._wanted)
         if self._wanted is Ending.TIMED_OUT:
             raise AttemptTimedOut("the training took longer than options.max_runtime_s allows")
-        if self._wanted is Ending.HANDED_BACK or (self._wanted is not None and code == -signal.SIGTERM):
-            return Ended(self._wanted)  # before its first step, or the grace was over: an earlier checkpoint has to do
+        if final.get("event") == "stopped":  # without our asking: a service manager sends SIGTERM to all of us
+            return Ended(self._wanted or Ending.HANDED_BACK)
+        if self._wanted is Ending.HANDED_BACK or self._watch.is_stopping():
+            return Ended(Ending.HANDED_BACK)  # before its first step, or the grace was over: an earlier checkpoint does
+        if self._wanted is Ending.PAUSED and code == -signal.SIGTERM:
+            return Ended(Ending.PAUSED)
         return Ended(Ending.DIED, reason=_how_it_died(code, child))
 
     def _take(self, event: Event) -> None:
         """Pass one event on."""
         kind = event["event"]
         if kind in ("finished", "stopped", "failed"):
-            self._final = event
+            self._final, self._final_at = event, time.monotonic()
         elif kind == "started":
             self._say_started(event)
         elif kind == "metrics":
@@ -185,9 +188,11 @@ class Supervisor:
             self._log_at = now
             self._reporter.log(child.log.take())
         has_lease = self._watch.has_lease()
-        if self._gate is not None:
-            self._gate.release() if has_lease else self._gate.hold(child.pid)
-        if has_lease and (self._watch.struck.is_set() or now - self._status_at >= _STATUS_EVERY_S):
+        if self._gate is not None and not has_lease:
+            self._gate.hold(child.pid)
+            self._is_held = True
+        is_due = self._is_held or self._watch.struck.is_set() or now - self._status_at >= _STATUS_EVERY_S
+        if has_lease and is_due:
             self._watch.struck.clear()
             self._status_at = now
             self._look_at_status(child)
@@ -195,6 +200,9 @@ class Supervisor:
             self._stop(child, Ending.HANDED_BACK, self._watch.grace_s)
         if self._watch.limit_s is not None and now - self._started_at > self._watch.limit_s:
             self._stop(child, Ending.TIMED_OUT, _TIMED_OUT_GRACE_S)
+        if self._final is not None and now - self._final_at > _EXIT_LIMIT_S and not child.has_said_all:
+            log.warning("trainer.does_not_exit", job_id=self._job.id, pid=child.pid)
+            child.end()
 
     def _look_at_status(self, child: ChildProcess) -> None:
         try:
@@ -206,6 +214,9 @@ class Supervisor:
             return
         if not is_current:
             raise StaleAttempt(f"attempt {self._job.attempt} at {self._job.id} is no longer current")
+        if self._gate is not None and self._is_held:
+            self._gate.release()
+            self._is_held = False
         if is_pause_wanted:
             self._stop(child, Ending.PAUSED, None)
 
@@ -217,8 +228,11 @@ class Supervisor:
             self._wanted = why
             self._reporter.log([f"the trainer is asked to stop: {why.value}"])
         child.ask_to_stop()
-        asked_s_ago = child.stop_asked_s_ago
-        if grace_s is not None and asked_s_ago is not None and asked_s_ago > grace_s:
+        if grace_s is None:
+            return
+        if self._grace_began_at is None:
+            self._grace_began_at = time.monotonic()
+        if time.monotonic() - self._grace_began_at > grace_s:
             child.end()
 
     def _max_steps(self) -> int:

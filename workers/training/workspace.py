@@ -15,6 +15,7 @@ import structlog
 
 from models_store.cache import LocalCache
 from models_store.checkpoints import CheckpointStore
+from models_store.failures import translated
 from models_store.file_blobs import FileBlobs
 from models_store.store import ModelStore
 from ondol.contract.errors import ChecksumMismatch, ContractError, ModelStoreError, NotFound
@@ -74,7 +75,8 @@ class Workspace:
 
     def __enter__(self) -> Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        with translated(f"making the folder of {self.job.id}"):
+            self.folder.mkdir(parents=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,14 +118,15 @@ class Workspace:
 
     def write(self, plan: TrainPlan) -> TrainPlan:
         """Write the plan file; the plan."""
-        self.plan_path.write_bytes(dump_plan(plan))
+        with translated(f"writing the plan of {self.job.id}"):
+            self.plan_path.write_bytes(dump_plan(plan))
         return plan
 
     def to_train(
         self, plan: TrainPlan, report: TrainReport, *, threads: int, on_damage: Callable[[CheckpointRecord, str], None]
     ) -> TrainPlan:
         """The plan with its report and the newest checkpoint that is whole; damaged ones are reported and skipped."""
-        known = self._stores.database.read(lambda uow: uow.training.checkpoints(self.job.id))
+        known = self._stores.database.read(lambda uow: uow.checkpoints.of(self.job.id))
         resume_from = best_from = None
         newest: CheckpointRecord | None = None
         for record in known:

@@ -39,11 +39,6 @@ class Pace:
             self._steps_s.append(now - self._last_step_end)
         self._last_step_end = now
 
-    @property
-    def last_step_s(self) -> float:
-        """The time of the last step, 0 before the first."""
-        return self._steps_s[-1] if self._steps_s else 0.0
-
     def samples_per_s(self) -> float | None:
         """Training rows a second, by the recent steps."""
         return self._rows_per_step / self._step_s() if self._steps_s else None

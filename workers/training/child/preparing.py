@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections import deque
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,6 +25,7 @@ from workers.training.data.examples import Dataset, TextExample
 from workers.training.gate import Gate
 from workers.training.plan import TrainPlan, TrainReport
 
+_RECENT_PASSES = 5
 _NUM_SAMPLES = 8
 _SAMPLE_CHARS = 400
 _SMOOTHED = ("single_label_classification", "token-classification")
@@ -34,11 +38,19 @@ class Turnstile:
         self._gate = gate
         self._stop = stop
         self._pace = pace
+        self._recent_s: deque[float] = deque(maxlen=_RECENT_PASSES)
+        self._passed_at: float | None = None
 
     def training_batch(self) -> None:
         """Wait for the gate; a step that was begun is finished even if a stop is asked for."""
-        if self._gate is not None:
-            self._pace.gate_s += self._gate.pass_step(self._pace.last_step_s)
+        if self._gate is None:
+            return
+        if self._passed_at is not None:
+            self._recent_s.append(time.monotonic() - self._passed_at)
+        # What a pass takes by itself: were the wait before it counted, each wait would allow for a longer one. The
+        # median, because a checkpoint or a log line may lie between two passes.
+        self._pace.gate_s += self._gate.pass_step(statistics.median(self._recent_s) if self._recent_s else 0.0)
+        self._passed_at = time.monotonic()
 
     def evaluation_batch(self) -> bool:
         """Wait for the gate; False if the evaluation should be broken off."""

@@ -12,6 +12,7 @@ depends_on = None
 
 _WAITING = sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune'")
 _TRAINING = sa.text("kind = 'fine-tune' AND state IN ('queued', 'validating_files')")
+_HOLDING = sa.text("kind = 'fine-tune' AND state = 'cancelled' AND device_released_at IS NULL")
 
 
 def upgrade() -> None:
@@ -24,6 +25,7 @@ def upgrade() -> None:
         "ix_jobs_waiting", "jobs", ["priority", "run_after", "id"], postgresql_where=_WAITING, sqlite_where=_WAITING
     )
     op.create_index("ix_jobs_training", "jobs", ["run_after", "id"], postgresql_where=_TRAINING, sqlite_where=_TRAINING)
+    op.create_index("ix_jobs_holding_a_device", "jobs", ["id"], postgresql_where=_HOLDING, sqlite_where=_HOLDING)
     op.create_table(
         "checkpoints",
         sa.Column("job_id", sa.String(length=64), nullable=False),
