@@ -21,7 +21,7 @@ from ondol.demo.texts import LabelledText
 
 NAME, ALIAS = "card-questions", "production"
 _FINE_TUNE_LIMIT_S = 1_200.0
-_SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 2e-4, "batch_size": 16, "seed": 7, "validation_split": 0.1}
+_SETTINGS: dict[str, Any] = {"epochs": 6, "learning_rate": 5e-4, "batch_size": 16, "seed": 7, "validation_split": 0.1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def _import(client: Ondol, name: str, folder: Path, say: Say) -> None:
 
 def _run_loop(client: Ondol, say: Say) -> LoopRun:
     train, test = read_questions("train"), read_questions("test")
-    say(f"fine-tuning {ENGLISH.name} on {len(train):,} questions (a minute or two)")
+    say(f"fine-tuning {ENGLISH.name} on {len(train):,} questions (some minutes)")
     run = run_loop(client, ENGLISH.name, str(TRAINING_FILE), train, test)
     say(f"{run.model} published after {run.training_s:.0f} s, first answer {run.first_answer_s:.2f} s later")
     return run
