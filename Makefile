@@ -59,7 +59,7 @@ fix: venv ## format, and repair what the linter can
 bench: venv ## measure the system beside the bare engine; gates nothing
 	@$(BIN)/python -m bench.overhead $(ARGS)
 
-bench-quality: venv ## fine-tune four data sets beside a plain Trainer script; up to an hour, gates nothing
+bench-quality: venv ## fine-tunes beside a plain Trainer script, up to an hour; needs ARGS="--data FOLDER" (its data sets are not in here)
 	@$(BIN)/python -m bench.quality $(ARGS)
 
 clean: ## remove .venv and all caches; ondol-data stays

@@ -26,6 +26,7 @@ MODEL = "all-minilm-l6-v2"
 PAUSE_S = 0.1
 """Between two calls: what one person at a keyboard would notice, not a load."""
 BATCH = 16
+RELEASE_LIMIT_S = 60.0
 
 
 def main(argv: list[str]) -> int:
@@ -107,8 +108,11 @@ def wait_for_steps(job: Job, num_steps: int) -> None:
 
 def wait_for_release(job: Job) -> float:
     """Seconds from the cancellation to the free device, by the server's clock."""
+    limit = time.monotonic() + RELEASE_LIMIT_S
     while job.refresh().device_released_at is None:
-        time.sleep(0.05)
+        if time.monotonic() > limit:
+            raise SystemExit(f"bench.loop: the device of {job.id} was not free after {RELEASE_LIMIT_S:g} s")
+        time.sleep(0.05)  # between two looks: the figure comes from the server's own times
     assert job.device_released_at is not None
     assert job.finished_at is not None
     return (job.device_released_at - job.finished_at).total_seconds()
