@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import structlog
@@ -18,14 +16,14 @@ from api.auth import Caller
 from api.job_routes import json_response
 from api.services import BYTES_A_MB, CallerDep, Services, ServicesDep
 from api.upload import RequestBody, UploadedFile, receive_file, refusal
-from ondol.contract.errors import ChecksumMismatch, ModelStoreError, OndolError
+from api.verified_content import verified_content
+from ondol.contract.errors import ModelStoreError, OndolError
 from ondol.contract.files import check_file_id, check_purpose
 from ondol.contract.ids import new_id
 from ondol.sql.files import FileRecord, NewFile
 
 DEFAULT_PAGE = 1_000
 MAX_PAGE = 10_000
-PIECE_BYTES = 256 * 1024
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 log = structlog.get_logger(__name__)
@@ -86,7 +84,8 @@ async def get_content(file_id: str, services: ServicesDep, caller: CallerDep) ->
         "content-disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
         "x-content-type-options": "nosniff",
     }
-    return StreamingResponse(_verified(record, source, stack), headers=headers, media_type="application/octet-stream")
+    content = verified_content(source, stack, sha256=record.sha256, ref="the store", file=record.id)
+    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
 
 
 @router.delete("/{file_id}", responses=docs.FILE_DELETE_RESPONSES)
@@ -134,21 +133,3 @@ async def _record(services: Services, caller: Caller, file_id: str, uploaded: Up
     )
     # Should the database fail now, the row may be there or not: the blob stays, and the clean-up finds out.
     return await services.database.write(lambda uow: uow.files.add(new))
-
-
-async def _verified(record: FileRecord, source: IO[bytes], stack: ExitStack) -> AsyncIterator[bytes]:
-    """The content; the last piece only when all of it is known to be what was uploaded (else ChecksumMismatch)."""
-    digest = hashlib.sha256()
-    try:
-        piece = await asyncio.to_thread(source.read, PIECE_BYTES)
-        while piece:
-            digest.update(piece)
-            following = await asyncio.to_thread(source.read, PIECE_BYTES)
-            if not following and digest.hexdigest() != record.sha256:
-                raise ChecksumMismatch(
-                    ref="the store", file=record.id, expected=record.sha256, actual=digest.hexdigest()
-                )
-            yield piece
-            piece = following
-    finally:
-        stack.close()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from typing import IO
 
 from fastapi import APIRouter
 from starlette.responses import Response, StreamingResponse
@@ -15,12 +12,11 @@ from api import model_openapi as docs
 from api.auth import Caller
 from api.job_routes import json_response
 from api.services import CallerDep, Services, ServicesDep
-from models_store.manifest import Manifest, ManifestFile
-from ondol.contract.errors import ChecksumMismatch, ModelNotFound
+from api.verified_content import verified_content
+from models_store.manifest import Manifest
+from ondol.contract.errors import ModelNotFound
 from ondol.contract.model_ref import parse_model_ref
 from ondol.sql.records import VersionRecord
-
-PIECE_BYTES = 256 * 1024
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -53,28 +49,11 @@ async def get_model_file(ref: str, path: str, services: ServicesDep, caller: Cal
         "etag": f'"{file.sha256}"',
         "x-content-type-options": "nosniff",
     }
-    return StreamingResponse(
-        _verified(version.ref, file, source, stack), headers=headers, media_type="application/octet-stream"
-    )
+    content = verified_content(source, stack, sha256=file.sha256, ref=version.ref, file=file.path)
+    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
 
 
 async def _manifest(services: Services, caller: Caller, ref: str) -> tuple[VersionRecord, Manifest]:
     parsed = parse_model_ref(ref)
     version = await services.database.read(lambda uow: uow.models.resolve(parsed, caller.project_id))
     return version, await asyncio.to_thread(services.store.read_manifest, version.manifest_digest)
-
-
-async def _verified(ref: str, file: ManifestFile, source: IO[bytes], stack: ExitStack) -> AsyncIterator[bytes]:
-    """The content; the last piece only when all of it is what the manifest states (else ChecksumMismatch)."""
-    digest = hashlib.sha256()
-    try:
-        piece = await asyncio.to_thread(source.read, PIECE_BYTES)
-        while piece:
-            digest.update(piece)
-            following = await asyncio.to_thread(source.read, PIECE_BYTES)
-            if not following and digest.hexdigest() != file.sha256:
-                raise ChecksumMismatch(ref=ref, file=file.path, expected=file.sha256, actual=digest.hexdigest())
-            yield piece
-            piece = following
-    finally:
-        stack.close()

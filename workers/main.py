@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from celery.signals import worker_shutting_down
 
 from models_store.cache import LocalCache
 from models_store.result_blobs import ResultBlobs
 from models_store.store import ModelStore
 from ondol.broker.call_worker import CallTaker, ReplySender
-from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app, queue_name
+from ondol.broker.celery_app import queue_name
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import NotReady, OndolError
@@ -28,6 +27,7 @@ from ondol.sql.database import Database
 from workers.batcher import Batcher
 from workers.call_loop import CallLoop
 from workers.claims import ClaimAudit, Claims
+from workers.consuming import consume
 from workers.device_keeper import DeviceKeeper, DeviceProgram
 from workers.device_lock import hold_device
 from workers.dispatcher import Dispatcher
@@ -151,8 +151,6 @@ class WorkerProcess:
 
     def _consume(self) -> int:
         """Celery's own worker, on this thread, until SIGTERM or SIGINT."""
-        queues = tuple(queue_name(self.name, priority) for priority in Priority)
-        app = make_celery_app(self._redis_url, queues=queues)
         deps = HandlerDeps(
             database=self._database,
             library=self._library,
@@ -169,27 +167,14 @@ class WorkerProcess:
             max_attempts=self._settings.max_attempts,
         )
 
-        @app.task(name=RUN_TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # celery is untyped
-        def run_message(v: int, message: str, jobs: list[Any]) -> None:
-            del jobs  # for people who look at the queue; the claim finds them by the message
-            if v == MESSAGE_VERSION:
-                handle(message, deps)
-            else:  # left unclaimed: the reconciler rings again, and a worker of that version may take it
-                log.warning("message.unknown_version", version=v, message_id=message)
-
-        worker_shutting_down.connect(self._begin_to_stop, weak=False)
-        worker = app.Worker(
-            hostname=self.name,
-            pool="threads",
+        return consume(
+            self._redis_url,
+            name=self.name,
+            queues=tuple(queue_name(self.name, priority) for priority in Priority),
             concurrency=self._settings.handler_threads,
-            queues=list(queues),
-            loglevel="WARNING",
-            without_gossip=True,
-            without_mingle=True,
-            optimization="fair",
+            handle=lambda message_id: handle(message_id, deps),
+            begin_to_stop=self._begin_to_stop,
         )
-        worker.start()
-        return int(worker.exitcode or 0)
 
     def _begin_to_stop(self, **_: object) -> None:
         """Runs inside Celery's signal handler: handlers stop waiting and hand their rows back."""

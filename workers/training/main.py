@@ -11,16 +11,14 @@ import shutil
 import socket
 import sys
 import threading
-from typing import Any
 
 import structlog
-from celery.signals import worker_shutting_down
 
 from models_store.cache import LocalCache
 from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
 from models_store.store import ModelStore
-from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app, queue_name
+from ondol.broker.celery_app import queue_name
 from ondol.broker.publisher import Publisher as MessagePublisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import OndolError
@@ -31,6 +29,7 @@ from ondol.sql.database import Database
 from ondol.sql.sessions import TRAIN
 from ondol.sql.training import CHECK_LANE, TRAIN_LANE
 from workers.claims import ClaimAudit, Claims
+from workers.consuming import consume
 from workers.device_lock import hold_device
 from workers.memory import resident_bytes
 from workers.own_cores import keep_to_cores
@@ -99,31 +98,15 @@ class TrainerProcess:
 
     def _consume(self) -> int:
         """Celery's own worker, on this thread, until SIGTERM or SIGINT."""
-        queues = tuple(queue_name(self.name, lane) for lane in LANES)
-        app = make_celery_app(self._redis_url, queues=queues)
         deps = self._deps()
-
-        @app.task(name=RUN_TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # celery is untyped
-        def run_message(v: int, message: str, jobs: list[Any]) -> None:
-            del jobs  # for people who look at the queue; the claim finds them by the message
-            if v == MESSAGE_VERSION:
-                handle_training(message, deps)
-            else:  # left unclaimed: the reconciler rings again, and a node of that version may take it
-                log.warning("message.unknown_version", version=v, message_id=message)
-
-        worker_shutting_down.connect(self._begin_to_stop, weak=False)
-        worker = app.Worker(
-            hostname=self.name,
-            pool="threads",
+        return consume(
+            self._redis_url,
+            name=self.name,
+            queues=tuple(queue_name(self.name, lane) for lane in LANES),
             concurrency=len(LANES),
-            queues=list(queues),
-            loglevel="WARNING",
-            without_gossip=True,
-            without_mingle=True,
-            optimization="fair",
+            handle=lambda message_id: handle_training(message_id, deps),
+            begin_to_stop=self._begin_to_stop,
         )
-        worker.start()
-        return int(worker.exitcode or 0)
 
     def _deps(self) -> NodeDeps:
         settings = self._settings

@@ -1,0 +1,51 @@
+"""Celery's own worker for Ondol's messages: how workers and trainer nodes take what is rung for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery.signals import worker_shutting_down
+
+from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app
+
+log = structlog.get_logger(__name__)
+
+
+def consume(
+    redis_url: str,
+    *,
+    name: str,
+    queues: tuple[str, ...],
+    concurrency: int,
+    handle: Callable[[str], None],
+    begin_to_stop: Callable[..., None],
+) -> int:
+    """Take messages from `queues` until SIGTERM or SIGINT, on this (the main) thread; the exit code.
+
+    `handle` gets each message's id, on one of `concurrency` threads. `begin_to_stop` runs inside the signal handler.
+    """
+    app = make_celery_app(redis_url, queues=queues)
+
+    @app.task(name=RUN_TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # celery is untyped
+    def run_message(v: int, message: str, jobs: list[Any]) -> None:
+        del jobs  # for people who look at the queue; the claim finds them by the message
+        if v == MESSAGE_VERSION:
+            handle(message)
+        else:  # left unclaimed: the reconciler rings again, and a worker of that version may take it
+            log.warning("message.unknown_version", version=v, message_id=message)
+
+    worker_shutting_down.connect(begin_to_stop, weak=False)
+    worker = app.Worker(
+        hostname=name,
+        pool="threads",
+        concurrency=concurrency,
+        queues=list(queues),
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        optimization="fair",
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
