@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 
 from ondol.contract.errors import InvalidPayload
-from tests.training_data.conftest import Load, csv_of, json_lines
+from tests.training_data.conftest import Load, Read, csv_of, json_lines
 
 pytestmark = pytest.mark.unit
 
@@ -167,3 +168,19 @@ def test_options_that_the_data_cannot_follow(load: Load, options: dict[str, Any]
     error = failure(load, GOOD, **options)
     assert words in error.message
     assert error.param == f"options.{param}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", 'text,label\na,x\n"b,y\n'),
+        ("train.csv", "text;label\na;x\n"),
+        ("train.jsonl", '{"text": "a", "label": "x"}\n{"text": "b\0", "label": "y"}\n'),
+        ("train.jsonl", '{"words": "a"}\n{"words": "b"}\n'),
+    ],
+)
+def test_a_refused_file_is_closed_while_its_error_still_lives(read: Read, name: str, content: str) -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        read(name, content)
+    assert [file.path for file in psutil.Process().open_files() if file.path.endswith(name)] == []
+    assert caught.value.param == "options.train_file"

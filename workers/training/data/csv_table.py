@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from workers.training.data.examples import Source
 from workers.training.data.problems import CellProblem, Problems, file_error, listed
@@ -21,8 +20,8 @@ _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"
 class CsvTable:
     """The rows of one file; blank lines are no rows."""
 
-    def __init__(self, path: Path, source: Source, problems: Problems, *, delimiter: str) -> None:
-        self._path = path
+    def __init__(self, file: BinaryIO, source: Source, problems: Problems, *, delimiter: str) -> None:
+        self._file = file
         self._source = source
         self._problems = problems
         self._delimiter = delimiter
@@ -45,7 +44,7 @@ class CsvTable:
     def _reader(self) -> Reader:
         # The module's limit is one for the whole process; everything that reads CSV here wants this one.
         csv.field_size_limit(MAX_CELL_CHARS)
-        return csv.reader(decoded_lines(self._path), delimiter=self._delimiter, strict=True)
+        return csv.reader(decoded_lines(self._file), delimiter=self._delimiter, strict=True)
 
     def _header(self, reader: Reader) -> tuple[str, ...]:
         found = self._next(reader, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from workers.training.data.examples import Source
 from workers.training.data.problems import CellProblem, Problems, file_error
@@ -18,8 +18,8 @@ _SPACES = " \t\r\n"
 class JsonLinesTable:
     """The rows of a JSONL file; blank lines are no rows. A broken line is a problem of that row alone."""
 
-    def __init__(self, path: Path, source: Source, problems: Problems) -> None:
-        self._path = path
+    def __init__(self, file: BinaryIO, source: Source, problems: Problems) -> None:
+        self._file = file
         self._problems = problems
         seen = Problems(source)
         self.columns = _columns(self._parsed(seen), seen)
@@ -30,7 +30,7 @@ class JsonLinesTable:
 
     def _parsed(self, problems: Problems) -> Iterator[Row]:
         number = line_number = 0
-        lines = decoded_lines(self._path)
+        lines = decoded_lines(self._file)
         while True:
             try:
                 line = next(lines, None)

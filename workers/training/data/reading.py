@@ -29,13 +29,12 @@ def read_examples(
     """
     source = Source(filename, param)
     problems = Problems(source)
-    table = open_table(path, source, problems)
-    task = task or task_of(table.columns, options, source)
     rows: Examples
-    if task == TOKEN_TASK:
-        rows = read_token_rows(table, options, source, problems)
-    else:
-        rows = read_text_rows(table, options, source, problems, problem_type=problem_type)
+    with open_table(path, source, problems) as table:
+        if (task or task_of(table.columns, options, source)) == TOKEN_TASK:
+            rows = read_token_rows(table, options, source, problems)
+        else:
+            rows = read_text_rows(table, options, source, problems, problem_type=problem_type)
     problems.raise_if_any()
     if not len(rows):
         raise file_error(source, "has a header, but no rows; add some")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 from workers.training.data.csv_table import CsvTable
@@ -25,19 +27,24 @@ _FOREIGN_MARKS = {
 _LOOKED_AT_BYTES = 4_096
 
 
-def open_table(path: Path, source: Source, problems: Problems) -> Table:
-    """The rows of `path`; InvalidPayload if it is empty, of another format, or has no readable header."""
+@contextmanager
+def open_table(path: Path, source: Source, problems: Problems) -> Iterator[Table]:
+    """The rows of `path`, to be read inside the block; InvalidPayload if that cannot be done.
+
+    The file is closed at the block's end, also when a reader of its rows was left in the middle.
+    """
     suffix = PurePath(source.filename).suffix.lower()
     with path.open("rb") as file:
         head = file.read(_LOOKED_AT_BYTES)
-    _check_head(head, suffix, source)
-    if suffix == ".parquet":
-        return ParquetTable(path, source, problems)
-    if suffix in (".csv", ".tsv"):
-        return CsvTable(path, source, problems, delimiter="," if suffix == ".csv" else "\t")
-    if head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        return JsonListTable(path, source, problems)
-    return JsonLinesTable(path, source, problems)
+        _check_head(head, suffix, source)
+        if suffix == ".parquet":
+            yield ParquetTable(path, source, problems)
+        elif suffix in (".csv", ".tsv"):
+            yield CsvTable(file, source, problems, delimiter="," if suffix == ".csv" else "\t")
+        elif head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+            yield JsonListTable(path, source, problems)
+        else:
+            yield JsonLinesTable(file, source, problems)
 
 
 def _check_head(head: bytes, suffix: str, source: Source) -> None:

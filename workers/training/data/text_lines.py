@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from workers.training.data.problems import CellProblem
@@ -22,13 +21,12 @@ class LineProblem(CellProblem):
         self.line = line
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
-    """The lines of `path` with their ends (LF); LineProblem at the first that is not UTF-8, too long, or has a NUL."""
-    with path.open("rb") as file:
-        yield from _decode(file)
+def decoded_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of `file` from its beginning, with their ends (LF); one reader at a time.
 
-
-def _decode(file: BinaryIO) -> Iterator[str]:
+    LineProblem at the first that is not UTF-8, too long, or has a NUL.
+    """
+    file.seek(0)
     number, offset = 0, 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
