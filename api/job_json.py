@@ -38,6 +38,8 @@ def job_json(job: JobRecord, *, queue: dict[str, Any] | None = None) -> dict[str
         "error": job.error,
         "result_url": f"/v1/jobs/{job.id}/result" if has_result else None,
         "metadata": job.metadata,
+        "webhook": job.webhook,
+        "task_id": job.task_id,
     }
     if job.kind is JobKind.FINE_TUNE:
         shown |= {

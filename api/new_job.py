@@ -26,4 +26,5 @@ def new_job(job: ParsedJob, served: Served | None, caller: Caller, *, estimated_
         metadata=request.metadata,
         run_after=request.not_before,
         deadline_s=request.deadline_s,
+        webhook=request.webhook,
     )

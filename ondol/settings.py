@@ -21,6 +21,7 @@ EXIT_WRONG_USE = 2
 
 Seconds = Annotated[float, Field(gt=0)]
 DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda):[0-9]{1,2}$")]
+HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$", max_length=2048)]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
@@ -61,6 +62,21 @@ class CommonSettings(_Settings):
     allow_hub: bool = Field(False, description="Whether models may be imported by hub id; off means no download, ever.")
     log_level: LogLevel = Field("info", description="Least severe event that is logged.")
     log_format: LogFormat = Field("console", description="Lines for machines (json) or for people (console).")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65_535, description="Port of this process's /metrics; the api has them on its own port anyway."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, max_length=255, description="Address on which /metrics is served."
+    )
+    redis_password: SecretStr | None = Field(
+        None, description="Password for a redis_url that holds none; may stand in a file (see secrets_dir)."
+    )
+    database_password: SecretStr | None = Field(
+        None, description="Password for a database_url that holds none; may stand in a file (see secrets_dir)."
+    )
+    public_url: HttpAddress | None = Field(
+        None, description="Where people reach the api, for links to jobs; default: the address it binds."
+    )
     lease_s: Seconds = Field(6.0, ge=2, le=600, description="How long a worker session is believed without renewal.")
     renew_s: Seconds = Field(2.0, ge=0.2, le=300, description="How often a worker session is renewed.")
 
@@ -112,14 +128,9 @@ class WindowSettings(_Settings):
     )
 
 
-class ApiSettings(CommonSettings, WindowSettings):
-    """The HTTP face."""
+class AdmissionSettings(_Settings):
+    """How much may be submitted; the same for the api and the intake."""
 
-    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address that the api binds.")
-    port: int = Field(8400, ge=0, le=65_535, description="Port that the api binds; 0 takes a free one.")
-    auth: Auth = Field("keys", description="Whether requests need an API key; `off` only on a loopback address.")
-    max_body_mb: PositiveInt = Field(32, le=4_096, description="Largest request body.")
-    max_file_mb: PositiveInt = Field(512, le=1_048_576, description="Largest file that may be uploaded.")
     max_text_kb: PositiveInt = Field(1_024, le=65_536, description="Largest single text, in UTF-8.")
     max_inputs: PositiveInt = Field(100_000, le=10_000_000, description="Most inputs of one job.")
     max_queued_jobs: PositiveInt = Field(
@@ -128,6 +139,33 @@ class ApiSettings(CommonSettings, WindowSettings):
     max_queued_tokens: PositiveInt = Field(
         1_000_000_000, le=10**15, description="Waiting estimated tokens at which new jobs are refused with 429."
     )
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        max_length=64,
+        description="Private networks that webhooks may reach, as in 10.0.0.0/8, comma-separated; default: none.",
+    )
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _networks_by_comma(cls, value: object) -> object:
+        return split_by_comma(value)
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+
+class ApiSettings(CommonSettings, WindowSettings, AdmissionSettings):
+    """The HTTP face."""
+
+    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address that the api binds.")
+    port: int = Field(8400, ge=0, le=65_535, description="Port that the api binds; 0 takes a free one.")
+    auth: Auth = Field("keys", description="Whether requests need an API key; `off` only on a loopback address.")
+    max_body_mb: PositiveInt = Field(32, le=4_096, description="Largest request body.")
+    max_file_mb: PositiveInt = Field(512, le=1_048_576, description="Largest file that may be uploaded.")
     call_timeout_s: Seconds = Field(30.0, le=600, description="Longest that a call may take before it answers 504.")
     max_wait_s: Seconds = Field(60.0, le=600, description="Longest `?wait=` of a long poll.")
     idempotency_ttl_s: Seconds = Field(
@@ -135,6 +173,17 @@ class ApiSettings(CommonSettings, WindowSettings):
     )
     device_for_calls: Literal["auto"] | DeviceName = Field(
         "auto", description="Device that answers calls; auto: one that is warm for the model, else the least loaded."
+    )
+
+    flower_url: HttpAddress | None = Field(
+        None, description="Where people reach Flower, for links from jobs; default: the Flower that `ondol up` starts."
+    )
+    webhook_timeout_s: Seconds = Field(10.0, le=120, description="Longest wait for a webhook's answer.")
+    webhook_first_pause_s: Seconds = Field(
+        5.0, le=3_600, description="Pause after the first refused try of a webhook; doubled each time, an hour at most."
+    )
+    webhook_give_up_s: Seconds = Field(
+        86_400.0, ge=1, le=2_592_000, description="Age at which an undelivered webhook is given up."
     )
 
     @model_validator(mode="after")
@@ -239,6 +288,32 @@ class ReconcilerSettings(CommonSettings, WindowSettings):
     )
 
 
+class IntakeSettings(CommonSettings, WindowSettings, AdmissionSettings):
+    """The Celery node that records what other applications' Celery producers send."""
+
+    producer_project: str = Field(
+        "default", min_length=1, max_length=96, description="Project of the jobs that Celery producers submit."
+    )
+    producer_result_s: Seconds = Field(
+        3_600.0, ge=1, le=2_592_000, description="How long a result is kept for a producer's AsyncResult."
+    )
+    producer_result_kb: PositiveInt = Field(
+        1_024, le=65_536, description="Largest result a producer gets as JSON; of a larger one it gets the URL."
+    )
+
+
+class FlowerSettings(CommonSettings):
+    """Flower, the dashboard of the Celery nodes: read-only, behind a password."""
+
+    flower_host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address that Flower binds.")
+    flower_port: int = Field(5555, ge=0, le=65_535, description="Port that Flower binds; 0 takes a free one.")
+    flower_user: str = Field("ondol", pattern=r"^[^:\s]{1,64}$", description="Who may look at Flower.")
+    flower_password: SecretStr | None = Field(
+        None, description="Password for Flower; default: one that is made and kept in the data folder's run/."
+    )
+    flower_max_tasks: PositiveInt = Field(10_000, le=1_000_000, description="Most tasks that Flower remembers.")
+
+
 class UpSettings(ApiSettings):
     """`ondol up`: what it passes on to the api, and what it decides itself."""
 
@@ -251,6 +326,10 @@ class UpSettings(ApiSettings):
     )
     api_key: SecretStr | None = Field(None, description="Key that `up` sends when it imports the default model.")
     train: bool = Field(True, description="Whether each device also gets a trainer node, for fine-tune jobs.")
+    producers: bool = Field(
+        True, description="Whether Celery producers may submit jobs; off: nobody reads their queues."
+    )
+    flower: bool = Field(True, description="Whether Flower is started, too.")
     import_default_model: bool = Field(
         True, description="Whether an empty model store gets the default model, if its weights package is installed."
     )

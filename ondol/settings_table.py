@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 from ondol.settings import (
     PREFIX,
     ApiSettings,
+    FlowerSettings,
+    IntakeSettings,
     ReconcilerSettings,
     TrainerSettings,
     UpSettings,
@@ -25,6 +27,8 @@ PROCESSES: dict[str, type[_Settings]] = {
     "worker": WorkerSettings,
     "trainer": TrainerSettings,
     "reconciler": ReconcilerSettings,
+    "intake": IntakeSettings,
+    "flower": FlowerSettings,
     "up": UpSettings,
 }
 _UNITS = {"s": "s", "mb": "MiB", "kb": "KiB", "gb": "GiB", "tokens": "tokens", "messages": "messages", "jobs": "jobs"}

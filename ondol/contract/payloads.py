@@ -102,6 +102,8 @@ class JobRequest(_Strict):
     deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
     not_before: Annotated[float, Field(ge=0, le=1e11)] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """URL that is told, by a signed POST, how the job ended."""
 
     @field_validator("metadata")
     @classmethod

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pydantic import SecretStr
+
 from ondol.contract.devices import DeviceSpec
 from ondol.control.embedded_redis import prepare_embedded_redis
 from ondol.control.supervise import Program
@@ -13,7 +15,9 @@ from ondol.settings import PREFIX, UpSettings, WorkerSettings
 
 _REDIS_STOP_S = 2
 _SUPERVISOR_SLACK_S = 1
-_OWN_FIELDS = frozenset({"api_key", "ready_limit_s", "stop_limit_s", "import_default_model", "train"})
+_OWN_FIELDS = frozenset(
+    {"api_key", "ready_limit_s", "stop_limit_s", "import_default_model", "train", "producers", "flower"}
+)
 
 
 def plan_programs(settings: UpSettings, worker: WorkerSettings, devices: Sequence[DeviceSpec]) -> list[Program]:
@@ -67,6 +71,10 @@ def _worker_environment(device: DeviceSpec) -> dict[str, str]:
 
 
 def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -76,7 +76,14 @@ class AttemptRepository:
         self._conn.execute(
             sa.insert(attempts),
             [
-                {"job_id": r.id, "attempt": r.attempt, "session_id": session_id, "worker": worker, "started_at": now}
+                {
+                    "job_id": r.id,
+                    "attempt": r.attempt,
+                    "session_id": session_id,
+                    "worker": worker,
+                    "message_id": message_id,
+                    "started_at": now,
+                }
                 for r in rows
             ],
         )

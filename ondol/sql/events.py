@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from ondol.contract.states import JobState, Reason
+from ondol.contract.states import TERMINAL, JobState, Reason
 from ondol.sql.records import EventRecord
 from ondol.sql.tables import events, jobs
 
@@ -32,7 +32,7 @@ class EventRepository:
         attempt: int | Sequence[int] | None = None,
         worker: str | None = None,
     ) -> None:
-        """One state event a job; `attempt` is one number for all or one a job."""
+        """One state event a job, and the notices that its end is due; `attempt` is one number for all or one a job."""
         if not jobs_and_seqs:
             return
         rows = []
@@ -42,6 +42,8 @@ class EventRepository:
             data["worker"] = worker
             rows.append({"job_id": job_id, "seq": seq, "created_at": self._uow.now, "type": "state", "data": data})
         self._conn.execute(sa.insert(events), rows)
+        if after in TERMINAL:
+            self._uow.notices.add_for(jobs_and_seqs)
 
     def append(self, job_id: str, *, attempt: int, type: str, data: dict[str, Any]) -> int | None:
         """Append an event of the attempt that runs, or checks files; its seq, or None when the attempt is stale."""

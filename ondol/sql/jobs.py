@@ -12,7 +12,18 @@ from ondol.contract.errors import IllegalTransition, JobNotFound
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState, Priority, Reason, sources_of
 from ondol.sql.records import JobRecord, NewJob
-from ondol.sql.tables import IS_QUEUED, IS_RUNG, IS_WAITING, attempts, checkpoints, events, job_inputs, jobs, results
+from ondol.sql.tables import (
+    IS_QUEUED,
+    IS_RUNG,
+    IS_WAITING,
+    attempts,
+    checkpoints,
+    events,
+    job_inputs,
+    jobs,
+    notices,
+    results,
+)
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -51,6 +62,12 @@ class JobRepository:
         """Those of the jobs that exist in the project, in no particular order."""
         query = _job_query().where(jobs.c.id.in_(ids), jobs.c.project_id == project_id)
         return [_record(row) for row in self._conn.execute(query)]
+
+    def by_task(self, task_id: str, project_id: str) -> JobRecord | None:
+        """The job that a Celery producer submitted as this task, if it is recorded."""
+        query = _job_query().where(jobs.c.task_id == task_id, jobs.c.project_id == project_id)
+        row = self._conn.execute(query).one_or_none()
+        return None if row is None else _record(row)
 
     def states_of(self, ids: Sequence[str]) -> dict[str, tuple[JobState, int]]:
         """State and last event number of each job that exists."""
@@ -197,7 +214,7 @@ class JobRepository:
         if job.state not in TERMINAL:
             raise IllegalTransition(f"job {job_id} is {job.state}; cancel it before deleting it")
         blob = self._conn.execute(sa.select(results.c.blob_path).where(results.c.job_id == job_id)).scalar()
-        for table in (events, attempts, results, job_inputs, checkpoints):
+        for table in (events, attempts, results, job_inputs, checkpoints, notices):
             self._conn.execute(sa.delete(table).where(table.c.job_id == job_id))
         self._conn.execute(sa.delete(jobs).where(jobs.c.id == job_id))
         return blob
@@ -261,6 +278,7 @@ def _job_row(job: NewJob, now: float) -> dict[str, Any]:
         "deadline_at": now + job.deadline_s if job.deadline_s is not None else None,
         "event_seq": 1,
         "task_id": job.task_id,
+        "webhook": job.webhook,
     }
 
 
@@ -286,13 +304,19 @@ def _record_of_new(job: NewJob, row: dict[str, Any]) -> JobRecord:
         timings=None,
         error=None,
         event_seq=1,
+        task_id=job.task_id,
+        webhook=job.webhook,
     )
 
 
 def _job_query() -> sa.Select[Any]:
     latest = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == jobs.c.attempt)
     return sa.select(
-        jobs, attempts.c.worker, attempts.c.tokens, attempts.c.timings.label("attempt_timings")
+        jobs,
+        attempts.c.worker,
+        attempts.c.tokens,
+        attempts.c.timings.label("attempt_timings"),
+        attempts.c.message_id.label("attempt_message_id"),
     ).select_from(jobs.outerjoin(attempts, latest))
 
 
@@ -321,4 +345,7 @@ def _record(row: Row[Any]) -> JobRecord:
         resolved=row.resolved,
         pause_requested_at=row.pause_requested_at,
         device_released_at=row.device_released_at,
+        task_id=row.task_id,
+        webhook=row.webhook,
+        message_id=row.attempt_message_id,
     )

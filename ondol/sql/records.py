@@ -29,6 +29,9 @@ class NewJob:
     run_after: float | None = None
     deadline_s: float | None = None
     task_id: str | None = None
+    """The id of the Celery task by which a producer submitted the job."""
+    webhook: str | None = None
+    """The URL that is told of the job's end."""
     state: JobState = JobState.QUEUED
     """Where the job begins: a fine-tune's files are validated first."""
 
@@ -60,6 +63,10 @@ class JobRecord:
     resolved: JsonObject | None = None
     pause_requested_at: float | None = None
     device_released_at: float | None = None
+    task_id: str | None = None
+    webhook: str | None = None
+    message_id: str | None = None
+    """The message by which the latest attempt was rung: the id of its task in Flower."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ projects = sa.Table(
     sa.Column("id", _Id, primary_key=True),
     sa.Column("name", sa.String(96), nullable=False, unique=True),
     sa.Column("created_at", _Time, nullable=False),
+    sa.Column("webhook_secret", sa.String(128)),
 )
 
 api_keys = sa.Table(
@@ -71,6 +72,7 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("is_call", sa.Boolean, nullable=False, default=False),
     sa.Column("task_id", sa.String(128)),
+    sa.Column("webhook", sa.String(2048)),
     sa.Column("is_sharded", sa.Boolean, nullable=False, default=False),
     sa.Column("resolved", sa.JSON(none_as_null=True)),
     sa.Column("pause_requested_at", _Time),
@@ -140,6 +142,14 @@ sa.Index(
     sqlite_where=sa.text("deadline_at IS NOT NULL AND state = 'queued'"),
 )
 sa.Index("ix_jobs_project", jobs.c.project_id, jobs.c.id)
+sa.Index(
+    "ix_jobs_task",
+    jobs.c.project_id,
+    jobs.c.task_id,
+    unique=True,
+    postgresql_where=sa.text("task_id IS NOT NULL"),
+    sqlite_where=sa.text("task_id IS NOT NULL"),
+)
 
 job_inputs = sa.Table(
     "job_inputs",
@@ -189,6 +199,7 @@ attempts = sa.Table(
     sa.Column("worker", sa.String(128), nullable=False),
     sa.Column("started_at", _Time, nullable=False),
     sa.Column("finished_at", _Time),
+    sa.Column("message_id", _Id),
     sa.Column("outcome", sa.String(24)),
     sa.Column("tokens", sa.Integer),
     sa.Column("timings", sa.JSON(none_as_null=True)),
@@ -216,6 +227,29 @@ results = sa.Table(
     sa.Column("data", sa.LargeBinary),
     sa.Column("blob_path", sa.String(256)),
     sa.Column("sha256", sa.String(64), nullable=False),
+)
+
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("channel", sa.String(16), primary_key=True),
+    sa.Column("id", _Id, nullable=False, unique=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("num_tries", sa.Integer, nullable=False, default=0),
+    sa.Column("next_try_at", _Time, nullable=False),
+    sa.Column("last_try_at", _Time),
+    sa.Column("last_answer", sa.String(512)),
+    sa.Column("created_at", _Time, nullable=False),
+    sa.Column("accepted_at", _Time),
+)
+sa.Index(
+    "ix_notices_waiting",
+    notices.c.channel,
+    notices.c.next_try_at,
+    postgresql_where=sa.text("status = 'waiting'"),
+    sqlite_where=sa.text("status = 'waiting'"),
 )
 
 files = sa.Table(

@@ -83,6 +83,7 @@ class TrainingRepository:
                     "attempt": row.attempt,
                     "session_id": session_id,
                     "worker": worker,
+                    "message_id": message_id,
                     "started_at": now,
                 }
             ],

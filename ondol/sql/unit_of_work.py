@@ -18,6 +18,7 @@ from ondol.sql.jobs import JobRepository
 from ondol.sql.keys import KeyRepository
 from ondol.sql.leaders import LeaderRepository
 from ondol.sql.models import ModelRepository
+from ondol.sql.notices import NoticeRepository
 from ondol.sql.results import ResultRepository
 from ondol.sql.ringing import RingRepository
 from ondol.sql.sessions import SessionRepository
@@ -59,6 +60,11 @@ class UnitOfWork:
     def events(self) -> EventRepository:
         """What happened to a job, keyed (job, seq)."""
         return EventRepository(self)
+
+    @cached_property
+    def notices(self) -> NoticeRepository:
+        """What is still to be told outside about the ends of jobs."""
+        return NoticeRepository(self)
 
     @cached_property
     def results(self) -> ResultRepository:
