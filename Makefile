@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ARGS ?=
 
 export HF_HUB_OFFLINE := 1
+# Hundreds of processes start in a run of the tests: their compiled code is kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo up test check fix bench bench-quality clean
@@ -42,7 +44,7 @@ up: venv ## start everything and stay until Ctrl-C
 	@$(BIN)/ondol up
 
 test: venv ## the whole test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not bench" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist loadscope -m "not bench" $(ARGS)
 
 check: venv ## format, lint, types, import contract, sizes, fast tests
 	@$(BIN)/ruff format --check --quiet . || { echo "some files are not formatted: make fix"; exit 1; }

@@ -7,9 +7,11 @@ import time
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from api.database import AsyncDatabase
 from ondol.contract.errors import DatabaseUnavailable, Overloaded
+from ondol.metrics.jobs import AcceptMetrics
 from ondol.sql.unit_of_work import UnitOfWork
 
 MAX_AGE_S = 1.0
@@ -36,9 +38,12 @@ class Backlog:
 
 
 class Admission:
-    """Refuses jobs while the queue is full. One event loop."""
+    """Refuses jobs while the queue is full. One event loop. `counts`: what comes in at this door, and what does not."""
 
-    def __init__(self, database: AsyncDatabase, *, max_jobs: int, max_tokens: int) -> None:
+    def __init__(
+        self, database: AsyncDatabase, *, max_jobs: int, max_tokens: int, counts: AcceptMetrics | None = None
+    ) -> None:
+        self.counts = counts or AcceptMetrics(CollectorRegistry())
         self._database = database
         self._max_jobs = max_jobs
         self._max_tokens = max_tokens

@@ -16,17 +16,22 @@ from api import (
     event_routes,
     file_routes,
     fine_tune_routes,
+    fine_tuning_routes,
+    flower_routes,
     health_routes,
     inference_routes,
     job_routes,
+    metrics_routes,
     model_routes,
     result_routes,
+    webhook_routes,
 )
 from api.errors import error_response
 from api.openapi import build_document
 from api.request_edge import RequestEdge
 from ondol.contract.errors import ContractError, InvalidPayload, NotFound, OndolError
 from ondol.contract.jobs import field_path
+from ondol.metrics.roles import ApiMetrics
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -35,22 +40,26 @@ _NOT_FOUND = 404
 _ROUTES = (
     job_routes,
     fine_tune_routes,
+    fine_tuning_routes,
     result_routes,
     event_routes,
     embedding_routes,
     inference_routes,
     model_routes,
     file_routes,
+    webhook_routes,
     health_routes,
+    flower_routes,
+    metrics_routes,
 )
 
 
-def create_app(lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(lifespan: Lifespan | None = None, metrics: ApiMetrics | None = None) -> FastAPI:
     """The app; `lifespan` puts the services into `app.state.services` before the first request."""
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for module in _ROUTES:
         app.include_router(module.router)
-    app.add_middleware(RequestEdge)
+    app.add_middleware(RequestEdge, metrics=metrics or ApiMetrics())
     app.add_exception_handler(OndolError, _on_ours)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_error)

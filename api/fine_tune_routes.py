@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api import openapi_parts as docs
-from api.job_json import job_json
-from api.job_routes import check_job_id, json_response
+from api.job_routes import change_job, check_job_id, json_response
 from api.services import CallerDep, ServicesDep
 from ondol.sql.records import CheckpointRecord, JobRecord
 from ondol.sql.unit_of_work import UnitOfWork
@@ -18,7 +17,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["fine-tune jobs"])
 
 
 @router.post("/{job_id}/pause", responses=docs.job_responses(200))
-async def pause_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def pause_job(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Ask a fine-tune that trains to stop at its next checkpoint and free the device; 409 unless it trains.
 
     The job is `paused` once the checkpoint is committed; until then `pause_requested_at` says that it was asked.
@@ -29,11 +28,11 @@ async def pause_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Re
         uow.after_commit(lambda: services.wake.strike([job_id]))
         return uow.training.request_pause(job_id, caller.project_id)
 
-    return json_response(job_json(await services.database.write(pause)))
+    return await change_job(request, services, caller, pause)
 
 
 @router.post("/{job_id}/resume", responses=docs.job_responses(200))
-async def resume_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def resume_job(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Queue a paused fine-tune again, to go on from its last checkpoint; 409 if it is not paused."""
     check_job_id(job_id)
 
@@ -42,7 +41,7 @@ async def resume_job(job_id: str, services: ServicesDep, caller: CallerDep) -> R
         uow.after_commit(lambda: services.wake.wake([job_id]))
         return uow.training.resume(job_id, caller.project_id)
 
-    return json_response(job_json(await services.database.write(resume)))
+    return await change_job(request, services, caller, resume)
 
 
 @router.get("/{job_id}/checkpoints", responses=docs.CHECKPOINT_RESPONSES)

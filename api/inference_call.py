@@ -17,8 +17,8 @@ from api.model_lookup import Served
 from api.services import Services
 from api.usage_meter import Usage
 from api.vectors import Array
-from ondol.broker.calls import CallRequest
-from ondol.contract.errors import InvalidPayload, PayloadTooLarge
+from ondol.broker.calls import CallReply, CallRequest
+from ondol.contract.errors import InvalidPayload, OndolError, PayloadTooLarge
 from ondol.contract.ids import new_job_id
 from ondol.contract.inference_checks import estimate_tokens
 from ondol.contract.jobs import InferenceOptions, Inputs, dump_inputs
@@ -93,11 +93,24 @@ class InferenceCall:
             deadline_at=time.time() + self.services.settings.call_timeout_s,
             priority=self.priority,
         )
-        reply = await send_call(self.services.workers, self.services.sender, self.served.version, request)
+        reply = await self._send(request)
         num_tokens = sum(reply.tokens)
         usage = Usage(num_calls=1, num_inputs=len(self.inputs), num_tokens=num_tokens)
         self.services.usage.add(self.caller.project_id, self.served.version.ref, usage)
         return Inferred(reply.vectors, num_tokens, reply.errors, reply.timings, reply.about, reply.outputs)
+
+    async def _send(self, request: CallRequest) -> CallReply:
+        begun_at, outcome, num_tokens = time.monotonic(), "left", 0
+        try:
+            reply = await send_call(self.services.workers, self.services.sender, self.served.version, request)
+            outcome, num_tokens = "ok", sum(reply.tokens)
+        except OndolError as exc:
+            outcome = exc.code
+            raise
+        finally:
+            took_s = time.monotonic() - begun_at
+            self.services.metrics.call_ended(self.kind, outcome, took_s=took_s, num_tokens=num_tokens)
+        return reply
 
     def as_job(self) -> NewJob:
         """The call as a job to record."""

@@ -11,8 +11,11 @@ from ondol.sql.records import EventRecord, JobRecord
 _TIMINGS = ("queue_wait_s", "load_s", "tokenize_s", "forward_s", "store_s")
 
 
-def job_json(job: JobRecord, *, queue: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The job object. `queue` (position, estimated_start) is known only where one job was asked for."""
+def job_json(job: JobRecord, *, queue: dict[str, Any] | None = None, flower_url: str | None = None) -> dict[str, Any]:
+    """The job object. `queue` (position, estimated_start) is known only where one job was asked for.
+
+    `flower_url` is Flower's address; without one, or before the first claim, there is no link to the job's task.
+    """
     has_result = job.state is JobState.SUCCEEDED
     shown = {
         "object": "job",
@@ -40,6 +43,7 @@ def job_json(job: JobRecord, *, queue: dict[str, Any] | None = None) -> dict[str
         "metadata": job.metadata,
         "webhook": job.webhook,
         "task_id": job.task_id,
+        "flower_url": f"{flower_url}/task/{job.message_id}" if flower_url and job.message_id else None,
     }
     if job.kind is JobKind.FINE_TUNE:
         shown |= {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -101,7 +103,9 @@ async def list_jobs(
         )
 
     jobs, has_more = await services.database.read(page)
-    return json_response({"object": "list", "data": [job_json(job) for job in jobs], "has_more": has_more})
+    flower_url = services.flower.url()
+    data = [job_json(job, flower_url=flower_url) for job in jobs]
+    return json_response({"object": "list", "data": data, "has_more": has_more})
 
 
 @router.get("/{job_id}", responses=docs.job_responses(200))
@@ -124,11 +128,11 @@ async def get_job(
     else:
         job = await services.database.read(lambda uow: uow.jobs.get(job_id, caller.project_id))
     queue = await _queue_of(services, job) if job.state is JobState.QUEUED else None
-    return json_response(job_json(job, queue=queue))
+    return json_response(job_json(job, queue=queue, flower_url=services.flower.url()))
 
 
 @router.post("/{job_id}/cancel", responses=docs.job_responses(200))
-async def cancel_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def cancel_job(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Cancel a job that has not ended; 409 if it ended otherwise. Cancelling twice changes nothing."""
     check_job_id(job_id)
 
@@ -136,11 +140,11 @@ async def cancel_job(job_id: str, services: ServicesDep, caller: CallerDep) -> R
         uow.after_commit(lambda: services.wake.strike([job_id]))
         return _moved(uow, services, uow.jobs.cancel(job_id, caller.project_id))
 
-    return json_response(job_json(await services.database.write(cancel)))
+    return await change_job(request, services, caller, cancel)
 
 
 @router.post("/{job_id}/retry", responses=docs.job_responses(200))
-async def retry_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def retry_job(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Queue a failed job again; 409 if it did not fail. Its history stays."""
     check_job_id(job_id)
 
@@ -148,7 +152,7 @@ async def retry_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Re
         uow.after_commit(services.ringer.ring_soon)
         return _moved(uow, services, uow.jobs.retry(job_id, caller.project_id))
 
-    return json_response(job_json(await services.database.write(retry)))
+    return await change_job(request, services, caller, retry)
 
 
 @router.delete("/{job_id}", responses=docs.DELETE_RESPONSES)
@@ -165,6 +169,23 @@ async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> R
         except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
             log.warning("job.blob_not_deleted", job_id=job_id, path=blob, reason=exc.message)
     return json_response({"object": "job.deleted", "id": job_id, "deleted": True})
+
+
+async def change_job(
+    request: Request, services: Services, caller: Caller, change: Callable[[UnitOfWork], JobRecord]
+) -> Response:
+    """The job after `change`. With an Idempotency-Key a repeated request gets the first answer again.
+
+    One without gets a key of its own: a commit whose outcome was lost is tried again, and must find its answer.
+    """
+    key = idempotency_key(request) or f"once-{uuid.uuid4()}"
+    keyed = KeyedRequest(caller.project_id, key, hashlib.sha256(request.url.path.encode()).hexdigest())
+
+    async def prepare_change() -> Make:
+        flower_url = services.flower.url()
+        return lambda uow: Answer(200, orjson.dumps(job_json(change(uow), flower_url=flower_url)))
+
+    return json_answer(await answer_once(services, keyed, prepare_change))
 
 
 async def _delete_checkpoints(services: Services, job_id: str) -> None:

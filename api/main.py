@@ -18,11 +18,15 @@ from api.admission import Admission
 from api.app import Lifespan, create_app
 from api.auth import Authenticator
 from api.database import READ_THREADS, AsyncDatabase
+from api.flower_address import FlowerAddress
 from api.housekeeping import Housekeeping
 from api.model_lookup import ModelLookup
 from api.readiness import ReadinessProbe
 from api.services import Services
 from api.usage_meter import UsageMeter
+from api.webhooks.addresses import SystemResolver
+from api.webhooks.deliverer import WebhookDeliverer
+from api.webhooks.sender import Sender
 from api.worker_choice import WorkerChooser
 from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
@@ -33,8 +37,11 @@ from ondol.broker.publisher import Publisher
 from ondol.broker.wake import WakeBus, WakeListener
 from ondol.contract.errors import OndolError
 from ondol.contract.ids import new_id
+from ondol.control.measuring import measured
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
+from ondol.metrics.roles import ApiMetrics
+from ondol.metrics.system import SystemMetrics
 from ondol.settings import EXIT_WRONG_USE, ApiSettings, load_settings
 from ondol.sql.database import Database
 
@@ -55,7 +62,8 @@ def main() -> None:
     except OndolError as exc:
         sys.stderr.write(exc.message + "\n")
         raise SystemExit(EXIT_WRONG_USE) from None
-    app = create_app(make_lifespan(settings, redis_url))
+    metrics = ApiMetrics()
+    app = create_app(make_lifespan(settings, redis_url, metrics), metrics)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -94,29 +102,32 @@ class ApiServer(uvicorn.Server):
             log.info("api.listening", address=listener.getsockname()[:2])
 
 
-def make_lifespan(settings: ApiSettings, redis_url: str) -> Lifespan:
+def make_lifespan(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) -> Lifespan:
     """What builds the services before the first request and takes them down after the last."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = build_services(settings, redis_url)
+        services = build_services(settings, redis_url, metrics)
         housekeeping = Housekeeping(services)
+        webhooks = build_deliverer(services)
         app.state.services = services
         await services.listener.start()
         await services.sender.start()
         services.usage.start()
         housekeeping.start()
+        webhooks.start()
         try:
             yield
         finally:
             services.stopping.set()
+            await webhooks.stop()
             await housekeeping.stop()
             await _take_down(services)
 
     return lifespan
 
 
-def build_services(settings: ApiSettings, redis_url: str) -> Services:
+def build_services(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) -> Services:
     """The parts of this process, wired; threads start, nothing is asked of any server yet."""
     sync = Database(settings.resolved_database_url(), pool_size=READ_THREADS)
     database = AsyncDatabase(sync)
@@ -126,11 +137,16 @@ def build_services(settings: ApiSettings, redis_url: str) -> Services:
         database=database,
         auth=Authenticator(database, settings.auth),
         models=ModelLookup(database),
-        admission=Admission(database, max_jobs=settings.max_queued_jobs, max_tokens=settings.max_queued_tokens),
+        admission=Admission(
+            database,
+            max_jobs=settings.max_queued_jobs,
+            max_tokens=settings.max_queued_tokens,
+            counts=metrics.accept,
+        ),
         workers=WorkerChooser(database, device=settings.device_for_calls, in_flight=sender.in_flight),
         usage=UsageMeter(database),
         readiness=ReadinessProbe(sync, redis_url),
-        ringer=Ringer(sync, Publisher(redis_url), window_limits(settings)),
+        ringer=Ringer(sync, Publisher(redis_url), window_limits(settings), metrics=metrics.ring),
         wake=WakeBus(redis_url),
         listener=WakeListener(redis_url),
         sender=sender,
@@ -138,7 +154,17 @@ def build_services(settings: ApiSettings, redis_url: str) -> Services:
         checkpoints=CheckpointStore(settings.resolved_store_url()),
         files=FileBlobs(settings.resolved_store_url()),
         store=ModelStore(settings.resolved_store_url()),
+        flower=FlowerAddress(settings.flower_url, settings.run_dir / "flower.url"),
+        metrics=metrics,
+        system=SystemMetrics(metrics.registry, lambda: measured(sync)),
     )
+
+
+def build_deliverer(services: Services) -> WebhookDeliverer:
+    """What tells webhooks; it finds receivers by the machine's own resolver."""
+    settings = services.settings
+    sender = Sender(SystemResolver(), networks=settings.webhook_networks, timeout_s=settings.webhook_timeout_s)
+    return WebhookDeliverer(services.database, services.listener, sender, settings, metrics=services.metrics.notices)
 
 
 async def _take_down(services: Services) -> None:

@@ -17,7 +17,7 @@ DESCRIPTION = (
     "The job system for transformer models: durable jobs and synchronous calls on warm devices. "
     "Errors have OpenAI's shape, below `/models/` Hugging Face's; every answer carries `x-request-id`."
 )
-_OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_OPEN_PATHS = frozenset({"/livez", "/metrics", "/readyz"})
 _HUGGING_FACE = "/models/"
 
 

@@ -39,6 +39,14 @@ READY_RESPONSES: Responses = {
     200: _json("Work can be admitted.", _ref("Readiness")),
     503: _json("A part fails; `checks` says which.", _ref("Readiness")),
 }
+FLOWER_RESPONSES: Responses = {307: {"description": "The way to Flower."}}
+METRICS_RESPONSES: Responses = {
+    200: {
+        "description": "Everything that is counted, in Prometheus' text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    },
+    404: _json("The setting `metrics` is off.", _ref("Error")),
+}
 RESULT_RESPONSES: Responses = {
     200: {
         "description": "The result.",

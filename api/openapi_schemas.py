@@ -8,9 +8,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api.file_openapi import FILE_SCHEMAS
+from api.fine_tuning_openapi import FINE_TUNING_SCHEMAS
 from api.hugging_face import TASKS
 from api.inference_call import MAX_CALL_INPUTS
 from api.model_openapi import MODEL_SCHEMAS
+from api.webhooks.openapi import WEBHOOK_SCHEMAS
 from ondol.contract.fine_tune import FineTuneOptions
 from ondol.contract.jobs import INFERENCE_OPTIONS
 from ondol.contract.payloads import ImportInput, ImportOptions, JobBatchRequest, JobRequest, TextPair
@@ -34,7 +36,7 @@ def component_schemas() -> dict[str, Schema]:
     requests["JobBatchRequest"]["properties"]["jobs"]["items"] = _ref("JobRequest")
     requests["EmbeddingCallRequest"] = _call_request(requests["EmbeddingOptions"])
     requests["InferenceRequest"] = _inference_request()
-    return requests | _answers() | FILE_SCHEMAS | MODEL_SCHEMAS
+    return requests | _answers() | FILE_SCHEMAS | FINE_TUNING_SCHEMAS | MODEL_SCHEMAS | WEBHOOK_SCHEMAS
 
 
 def _call_request(options: Schema) -> Schema:
@@ -136,6 +138,9 @@ def _job() -> Schema:
         error=_maybe(_FREE),
         result_url=_maybe(_STRING),
         metadata=_FREE,
+        webhook=_maybe(_STRING),
+        task_id=_maybe(_STRING),
+        flower_url=_maybe(_STRING),
     )
 
 

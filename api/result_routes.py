@@ -11,12 +11,10 @@ from starlette.responses import Response, StreamingResponse
 from api import openapi_parts as docs
 from api.accept import choose_format
 from api.database import run_sized
-from api.entities import StoredEntities
 from api.job_routes import check_job_id, json_response
-from api.label_scores import StoredScores
 from api.services import CallerDep, Services, ServicesDep
 from api.stored_items import JSON, StoredItems
-from api.vectors import StoredVectors
+from api.stored_results import STORED, plain_result, stored_bytes
 from ondol.contract.errors import Conflict
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
@@ -25,12 +23,6 @@ from ondol.sql.unit_of_work import UnitOfWork
 
 WHOLE_BYTES = 128 * 1024
 """A result of at most so many bytes is sent in one piece."""
-
-_STORED: dict[JobKind, type[StoredItems]] = {
-    JobKind.EMBEDDING: StoredVectors,
-    JobKind.TEXT_CLASSIFICATION: StoredScores,
-    JobKind.TOKEN_CLASSIFICATION: StoredEntities,
-}
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -44,10 +36,10 @@ async def get_result(job_id: str, request: Request, services: ServicesDep, calle
     """
     check_job_id(job_id)
     job, record = await services.database.read(lambda uow: _find(uow, job_id, caller.project_id))
-    if job.kind not in _STORED:
+    if job.kind not in STORED:
         choose_format(request.headers.get("accept"), [JSON])
-        return json_response({"object": f"{job.kind.replace('-', '_')}.result"} | record.summary["result"])
-    media_type = choose_format(request.headers.get("accept"), _STORED[job.kind].FORMATS)
+        return json_response(plain_result(job.kind, record))
+    media_type = choose_format(request.headers.get("accept"), STORED[job.kind].FORMATS)
     stored = await load_result(services, job.kind, record)
     pieces = stored.pieces(media_type)
     if stored.size_bytes > WHOLE_BYTES:
@@ -60,11 +52,11 @@ async def load_result(services: Services, kind: JobKind, record: ResultRecord) -
 
     ModelStoreError if the blob is damaged or away, or if data and summary do not fit each other.
     """
-    data, path = record.data, record.blob_path
-    if data is None and path is not None:
-        data = await asyncio.to_thread(lambda: services.blobs.read(path, sha256=record.sha256))
-    found = data or b""
-    return await run_sized(len(found), lambda: _STORED[kind].read(record.summary, found))
+    if record.data is not None:
+        found = record.data
+    else:
+        found = await asyncio.to_thread(lambda: stored_bytes(services.blobs, record))
+    return await run_sized(len(found), lambda: STORED[kind].read(record.summary, found))
 
 
 def _find(uow: UnitOfWork, job_id: str, project_id: str) -> tuple[JobRecord, ResultRecord]:

@@ -11,8 +11,10 @@ from fastapi import Depends, Request
 from api.admission import Admission
 from api.auth import Authenticator, Caller
 from api.database import AsyncDatabase
+from api.flower_address import FlowerAddress
 from api.model_lookup import ModelLookup
 from api.readiness import ReadinessProbe
+from api.submission import input_limits
 from api.usage_meter import UsageMeter
 from api.worker_choice import WorkerChooser
 from models_store.checkpoints import CheckpointStore
@@ -23,10 +25,11 @@ from ondol.broker.calls import CallSender
 from ondol.broker.wake import WakeBus, WakeListener
 from ondol.contract.jobs import InputLimits
 from ondol.control.ringer import Ringer
+from ondol.metrics.roles import ApiMetrics
+from ondol.metrics.system import SystemMetrics
 from ondol.settings import ApiSettings
 
 BYTES_A_MB = 1024 * 1024
-BYTES_A_KB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,9 @@ class Services:
     checkpoints: CheckpointStore
     files: FileBlobs
     store: ModelStore
+    metrics: ApiMetrics
+    system: SystemMetrics
+    flower: FlowerAddress
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
@@ -60,7 +66,7 @@ class Services:
     @property
     def limits(self) -> InputLimits:
         """How much one job may carry."""
-        return InputLimits(self.settings.max_inputs, self.settings.max_text_kb * BYTES_A_KB)
+        return input_limits(self.settings)
 
 
 async def services_of(request: Request) -> Services:

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from api.admission import Admission
 from api.auth import Caller
-from api.database import run_sized
+from api.database import AsyncDatabase, run_sized
 from api.fine_tune_submission import build_fine_tune, hold_files, without_missing_files
-from api.model_lookup import Served
+from api.model_lookup import ModelLookup, Served
 from api.new_job import new_job
-from api.services import Services
-from ondol.contract.errors import InvalidPayload, OndolError
+from ondol.contract.errors import InvalidPayload, OndolError, Overloaded
 from ondol.contract.inference_checks import check_inference, estimate_tokens
 from ondol.contract.jobs import INFERENCE_OPTIONS, InputLimits, Inputs, ParsedJob, parse_job
 from ondol.contract.kinds import JobKind
+from ondol.control.ringer import Ringer
+from ondol.settings import AdmissionSettings
 from ondol.sql.records import JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
 
 Outcome = NewJob | OndolError
+BYTES_A_KB = 1024
+
+
+class Acceptance(Protocol):
+    """What accepting works with: the services of the api, and those of the intake."""
+
+    @property
+    def database(self) -> AsyncDatabase:
+        """The database."""
+
+    @property
+    def models(self) -> ModelLookup:
+        """What model references mean."""
+
+    @property
+    def admission(self) -> Admission:
+        """How much may wait."""
+
+    @property
+    def ringer(self) -> Ringer:
+        """Rings what was accepted."""
+
+    @property
+    def limits(self) -> InputLimits:
+        """How much one job may carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +58,36 @@ class Origin:
     num_bytes: int
 
 
-async def prepare(services: Services, origin: Origin, bodies: Sequence[Any]) -> list[Outcome]:
+def input_limits(settings: AdmissionSettings) -> InputLimits:
+    """How much one job may carry by the settings, and whom it may have told."""
+    return InputLimits(settings.max_inputs, settings.max_text_kb * BYTES_A_KB, settings.webhook_networks)
+
+
+async def prepare(services: Acceptance, origin: Origin, bodies: Sequence[Any]) -> list[Outcome]:
     """One checked job or error a body, in order; nothing is stored. Raises only what concerns all of them."""
     limits = services.limits
     parsed = await run_sized(origin.num_bytes, lambda: [_parse(body, limits, origin.caller) for body in bodies])
     refs = {job.request.model for job in parsed if isinstance(job, ParsedJob) and job.request.model is not None}
     served = await services.models.resolve_all(refs, origin.caller.project_id)
     built = await run_sized(origin.num_bytes, lambda: [_build(job, served, origin.caller) for job in parsed])
-    return await without_missing_files(services.database, built, origin.caller.project_id)
+    outcomes = await without_missing_files(services.database, built, origin.caller.project_id)
+    for outcome in outcomes:
+        if isinstance(outcome, OndolError) and not outcome.retryable:  # an outage refuses nothing: it passes
+            services.admission.counts.refused(outcome.code)
+    return outcomes
 
 
-async def admit(services: Services, jobs: Sequence[NewJob]) -> None:
+async def admit(services: Acceptance, jobs: Sequence[NewJob]) -> None:
     """Return if all of the jobs may wait, else Overloaded."""
     if jobs:
-        await services.admission.admit(len(jobs), sum(job.estimated_tokens for job in jobs))
+        try:
+            await services.admission.admit(len(jobs), sum(job.estimated_tokens for job in jobs))
+        except Overloaded as exc:
+            services.admission.counts.refused(exc.code, len(jobs))
+            raise
 
 
-def record_jobs(uow: UnitOfWork, services: Services, jobs: Sequence[NewJob]) -> list[JobRecord]:
+def record_jobs(uow: UnitOfWork, services: Acceptance, jobs: Sequence[NewJob]) -> list[JobRecord]:
     """Record the jobs in this transaction, in order, and ring after its commit."""
     hold_files(uow, jobs)
     added = {record.id: record for record in uow.jobs.add_all(jobs)}
@@ -54,6 +95,7 @@ def record_jobs(uow: UnitOfWork, services: Services, jobs: Sequence[NewJob]) -> 
     if unknown:  # an earlier try committed them without our knowing
         added |= {record.id: record for record in uow.jobs.get_many(unknown, jobs[0].project_id)}
     uow.after_commit(services.ringer.ring_soon)
+    uow.after_commit(lambda: _count_accepted(services.admission, jobs))
     return [added[job.id] for job in jobs]
 
 
@@ -65,6 +107,11 @@ def as_inputs(value: Any) -> Inputs:
         return [value]
     inputs: Inputs = value
     return inputs
+
+
+def _count_accepted(admission: Admission, jobs: Sequence[NewJob]) -> None:
+    for (kind, priority), num in Counter((job.kind, job.priority) for job in jobs).items():
+        admission.counts.accepted(kind, priority, num)
 
 
 def _parse(body: Any, limits: InputLimits, caller: Caller) -> ParsedJob | OndolError:

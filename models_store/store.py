@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -113,19 +113,28 @@ class ModelStore:
         with translated(f"deleting manifest {digest}"):
             self._delete(self._manifest_path(check_digest(digest)))
 
-    def delete_unreferenced_blobs(self, older_than: timedelta) -> list[BlobInfo]:
+    def stale_manifests(self, digests: Collection[str], older_than: timedelta) -> list[str]:
+        """Those of the manifests that nobody wrote for that long; publishing the same files writes one again."""
+        return [digest for digest in digests if self._is_stale(self._manifest_path(check_digest(digest)), older_than)]
+
+    def delete_unreferenced_blobs(
+        self, older_than: timedelta, *, without: Collection[str] = (), is_dry: bool = False
+    ) -> list[BlobInfo]:
         """Delete blobs that no manifest names and that nobody wrote or wanted for that long; gives what was deleted.
 
         `older_than` must exceed the longest publish, and on object stores also REUSE_WITHIN: younger blobs may belong
-        to a version whose manifest is yet to come.
+        to a version whose manifest is yet to come. Manifests `without` count as gone; `is_dry` deletes nothing.
         """
         blobs = self.list_blobs()
-        referenced = {file.sha256 for digest in self.list_manifests() for file in self.read_manifest(digest).files}
+        kept = set(self.list_manifests()).difference(without)
+        referenced = {file.sha256 for digest in kept for file in self.read_manifest(digest).files}
         deleted = []
         for blob in blobs:
-            if blob.digest not in referenced and self._is_stale(blob.digest, older_than):
-                with translated(f"deleting blob {blob.digest}"):
-                    self._delete(self._blob_path(blob.digest))
+            path = self._blob_path(blob.digest)
+            if blob.digest not in referenced and self._is_stale(path, older_than):
+                if not is_dry:
+                    with translated(f"deleting blob {blob.digest}"):
+                        self._delete(path)
                 deleted.append(blob)
         return deleted
 
@@ -194,9 +203,9 @@ class ModelStore:
             for path, info in self._fs.find(folder, detail=True).items():
                 yield path.rsplit("/", 1)[-1], info
 
-    def _is_stale(self, digest: str, older_than: timedelta) -> bool:
-        with translated(f"reading the age of blob {digest}"):
-            return datetime.now(UTC) - self._modified_at(self._blob_path(digest)) >= older_than
+    def _is_stale(self, path: str, older_than: timedelta) -> bool:
+        with translated(f"reading the age of {path.rpartition('/')[2]}"):
+            return datetime.now(UTC) - self._modified_at(path) >= older_than
 
     def _modified_at(self, path: str) -> datetime:
         modified: datetime = self._fs.modified(path)

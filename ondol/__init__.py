@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from ondol.client.sync_client import Ondol
     from ondol.client.sync_jobs import Job
     from ondol.client.training_flows import Checkpoint
-    from ondol.contract.errors import OndolError
+    from ondol.client.webhook_flows import JobNotice
+    from ondol.contract.errors import InvalidWebhook, OndolError
+    from ondol.contract.webhook_signature import verify_webhook
 
 _HOMES = {
     "AsyncJob": "ondol.client.async_jobs",
@@ -44,9 +46,11 @@ _HOMES = {
     "ItemError": "ondol.client.errors",
     "ItemErrors": "ondol.client.errors",
     "FileInfo": "ondol.client.file_flows",
+    "InvalidWebhook": "ondol.contract.errors",
     "Job": "ondol.client.sync_jobs",
     "JobEvent": "ondol.client.records",
     "JobFailed": "ondol.client.errors",
+    "JobNotice": "ondol.client.webhook_flows",
     "JobRequest": "ondol.client.records",
     "JobResult": "ondol.client.records",
     "LabelScore": "ondol.client.labels",
@@ -65,6 +69,7 @@ _HOMES = {
     "ServerFailed": "ondol.client.errors",
     "StateConflict": "ondol.client.errors",
     "WaitTimedOut": "ondol.client.errors",
+    "verify_webhook": "ondol.contract.webhook_signature",
 }
 
 __all__ = [
@@ -76,11 +81,13 @@ __all__ = [
     "ConnectionFailed",
     "Entity",
     "FileInfo",
+    "InvalidWebhook",
     "ItemError",
     "ItemErrors",
     "Job",
     "JobEvent",
     "JobFailed",
+    "JobNotice",
     "JobRequest",
     "JobResult",
     "LabelScore",
@@ -99,6 +106,7 @@ __all__ = [
     "ServerFailed",
     "StateConflict",
     "WaitTimedOut",
+    "verify_webhook",
 ]
 
 

@@ -7,17 +7,27 @@ start: `load_settings` turns it into one line and exit code 2. No default is a s
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from ondol.contract.errors import BrokerUnavailable
+from ondol.url_password import with_password
 
 PREFIX = "ONDOL_"
 EXIT_WRONG_USE = 2
+DEFAULT_SECRETS_DIR = Path("/run/secrets")
+"""Where Docker and Kubernetes put secrets; read only if it is there."""
 
 Seconds = Annotated[float, Field(gt=0)]
 DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda):[0-9]{1,2}$")]
@@ -31,7 +41,7 @@ Engine = Literal["auto", "torch"]
 
 
 class _Settings(BaseSettings):
-    """How every class here is read: prefix, `.env`, frozen, empty values ignored."""
+    """How every class here is read: prefix, `.env`, files of secrets, frozen, empty values ignored."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -42,6 +52,24 @@ class _Settings(BaseSettings):
         validate_default=True,
         hide_input_in_errors=True,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given, then the environment, then `.env`, then files of the folder that those name."""
+        sources = (init_settings, env_settings, dotenv_settings)
+        named = (source().get("secrets_dir") for source in sources)
+        folder = Path(next((name for name in named if name), DEFAULT_SECRETS_DIR)).expanduser()
+        # A folder that is named and cannot be read is refused with the other bad values; the source would only warn.
+        can_be_read = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+        files = SecretsSettingsSource(settings_cls, secrets_dir=folder) if can_be_read else file_secret_settings
+        return (*sources, files)
 
 
 class CommonSettings(_Settings):
@@ -74,11 +102,23 @@ class CommonSettings(_Settings):
     database_password: SecretStr | None = Field(
         None, description="Password for a database_url that holds none; may stand in a file (see secrets_dir)."
     )
+    secrets_dir: AbsolutePath | None = Field(
+        None,
+        description="Folder of files named like settings, as in ondol_redis_password, for what the environment leaves"
+        " open; default: /run/secrets, if it is there.",
+    )
     public_url: HttpAddress | None = Field(
         None, description="Where people reach the api, for links to jobs; default: the address it binds."
     )
     lease_s: Seconds = Field(6.0, ge=2, le=600, description="How long a worker session is believed without renewal.")
     renew_s: Seconds = Field(2.0, ge=0.2, le=300, description="How often a worker session is renewed.")
+
+    @field_validator("secrets_dir")
+    @classmethod
+    def _secrets_dir_is_there(cls, value: Path | None) -> Path | None:
+        if value is not None and not (value.is_dir() and os.access(value, os.R_OK | os.X_OK)):
+            raise ValueError("no such folder, or not to be read")
+        return value
 
     @model_validator(mode="after")
     def _renewals_fit_the_lease(self) -> Self:
@@ -97,13 +137,15 @@ class CommonSettings(_Settings):
         return self.data_dir / "log"
 
     def resolved_database_url(self) -> str:
-        """The database URL, with the default filled in."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'ondol.db'}"
+        """The database URL, with the default and a separate password filled in: a secret."""
+        if self.database_url is None:
+            return f"sqlite:///{self.data_dir / 'ondol.db'}"
+        return with_password(self.database_url, self.database_password)
 
     def resolved_redis_url(self) -> str:
-        """The Redis URL, or the one `ondol up` left in the data folder; BrokerUnavailable if there is neither."""
+        """The Redis URL with its password, a secret, or the one `ondol up` left here; BrokerUnavailable if neither."""
         if self.redis_url:
-            return self.redis_url
+            return with_password(self.redis_url, self.redis_password)
         try:
             return (self.run_dir / "redis.url").read_text().strip()
         except FileNotFoundError as exc:
@@ -166,6 +208,7 @@ class ApiSettings(CommonSettings, WindowSettings, AdmissionSettings):
     auth: Auth = Field("keys", description="Whether requests need an API key; `off` only on a loopback address.")
     max_body_mb: PositiveInt = Field(32, le=4_096, description="Largest request body.")
     max_file_mb: PositiveInt = Field(512, le=1_048_576, description="Largest file that may be uploaded.")
+    metrics: bool = Field(True, description="Whether the api serves /metrics, to whoever reaches it, without a key.")
     call_timeout_s: Seconds = Field(30.0, le=600, description="Longest that a call may take before it answers 504.")
     max_wait_s: Seconds = Field(60.0, le=600, description="Longest `?wait=` of a long poll.")
     idempotency_ttl_s: Seconds = Field(
@@ -307,11 +350,19 @@ class FlowerSettings(CommonSettings):
 
     flower_host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address that Flower binds.")
     flower_port: int = Field(5555, ge=0, le=65_535, description="Port that Flower binds; 0 takes a free one.")
-    flower_user: str = Field("ondol", pattern=r"^[^:\s]{1,64}$", description="Who may look at Flower.")
+    flower_user: str = Field("ondol", pattern=r"^[!-9;-~]{1,64}$", description="Who may look at Flower.")
     flower_password: SecretStr | None = Field(
         None, description="Password for Flower; default: one that is made and kept in the data folder's run/."
     )
     flower_max_tasks: PositiveInt = Field(10_000, le=1_000_000, description="Most tasks that Flower remembers.")
+
+    @field_validator("flower_password")
+    @classmethod
+    def _password_can_be_typed(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value() if value is not None else ""
+        if value is not None and not (len(text) >= 8 and text.isascii() and text.isprintable()):
+            raise ValueError("a password has 8 printable ASCII characters or more")
+        return value
 
 
 class UpSettings(ApiSettings):

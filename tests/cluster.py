@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import httpx
 import psutil
 
 from models_store.store import ModelStore
@@ -21,7 +20,7 @@ from ondol.control.host import free_port
 from ondol.sql.database import Database
 from ondol.sql.records import SessionRecord, VersionRecord
 from ondol.sql.sessions import INFER, TRAIN
-from tests.waiting import wait_until
+from tests.waiting import answers_well, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_LIMIT_S = 60
@@ -63,6 +62,11 @@ class Cluster:
         """Start the reconciler."""
         self._start("reconciler", ["-m", "ondol.control.reconciler_main"])
 
+    def start_intake(self, name: str = "intake", **settings: str) -> None:
+        """Start an intake and wait until it takes messages; `settings` are `ONDOL_…` variables."""
+        self._start(name, ["-m", "api.intake.main"], settings)
+        wait_until(lambda: "intake.up" in self.log_of(name), within_s=START_LIMIT_S, what=f"{name} to be up")
+
     def start_worker(self, number: int = 0, *, faults: Sequence[str] | None = None, cores: str = "0") -> str:
         """Start a worker (with the tests' device program when `faults` is given) and wait for its session."""
         name = f"worker{number}"
@@ -84,6 +88,13 @@ class Cluster:
             what="a ready trainer node",
         )
         return name
+
+    def start_flower(self) -> str:
+        """Start Flower on a free port and wait until it says where it is; its address."""
+        file = self.folder / "data" / "run" / "flower.url"
+        self._start("flower", ["-m", "ondol.control.flower_main"], {"ONDOL_FLOWER_PORT": "0"})
+        wait_until(file.exists, within_s=START_LIMIT_S, what="Flower to listen")
+        return file.read_text(encoding="utf-8").strip()
 
     def wait_for_workers(self, num: int) -> None:
         """Wait until so many sessions are ready."""
@@ -187,10 +198,7 @@ class Cluster:
         process = self.processes["api"]
         if process.poll() is not None:
             raise AssertionError(f"the api ended with {process.returncode}:\n{self.log_of('api')[-2000:]}")
-        try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers_well(self.port, "/readyz")
 
 
 @contextlib.contextmanager

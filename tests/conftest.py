@@ -12,27 +12,60 @@ import psutil
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 from ondol.control.host import count_gpus
+from tests.publishing import import_here
 from tests.servers import PostgresServer, RedisServer
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
-from workers.importing.run import run_import
 
 CHILDREN_LIMIT_S = 20
 _servers_of_the_run: list[RedisServer] = []
 
+# Several processes of tests share the cores: more threads would spin beside each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARED_STACKS = frozenset({"embedding", "files", "guide", "pinning"})
+
+SHARED_STACKS = frozenset({"embedding", "files", "guide", "http", "openai_client", "pinning", "producers", "webhooks"})
 """Folders whose tests share a running stack: they stay together when the run is spread over processes."""
 
 
+LONG_SCOPES = (
+    "embedding",
+    "tests/training_jobs/test_the_loop.py",
+    "tests/no_job_is_lost/test_everything_dies.py",
+    "guide",
+    "http",
+    "tests/setup/test_up.py",
+    "pinning",
+    "tests/training/test_published.py",
+    "tests/training/test_resume.py",
+    "tests/serving/test_following.py",
+    "files",
+    "tests/importing/test_import_child.py",
+    "tests/importing/test_offline_models.py",
+    "tests/no_job_is_lost/test_sessions.py",
+    "tests/no_job_is_lost/test_guilty_input.py",
+    "tests/classification/test_served.py",
+    "tests/batching/test_device_process.py",
+)
+"""What takes longest, longest first: begun first, so that no process is left alone with it at the end of a run."""
+RANKS = {scope: rank for rank, scope in enumerate(LONG_SCOPES)}
+
+
 class ByStack(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
-    """Spreads a run over processes: tests that share a stack stay together, else those of one file."""
+    """Spreads a run over processes: tests that share a stack stay together, else those of one file; long ones first."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = PurePosixPath(nodeid.partition("::")[0])
         return path.parent.name if path.parent.name in SHARED_STACKS else str(path)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        """Give the node the longest scope that waits: xdist takes the first, in the random order of the tests."""
+        longest = min(self.workqueue, key=lambda scope: RANKS.get(scope, len(RANKS)))
+        self.workqueue.move_to_end(longest, last=False)
+        super()._assign_work_unit(node)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -84,7 +117,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 def tiny_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A canonical folder as an import leaves it (bert, 32 dimensions); publishing it costs milliseconds."""
     folder = tmp_path_factory.mktemp("tiny")
-    run_import(make_tiny_model(folder / "source"), folder / "version", convert_bin=False, timeout_s=120)
+    import_here(make_tiny_model(folder / "source"), folder / "version")
     return folder / "version"
 
 

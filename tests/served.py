@@ -12,6 +12,8 @@ import httpx
 import numpy as np
 import psutil
 
+from ondol.contract.model_spec import ModelSpec
+from tests.publishing import import_here, publish_folder
 from tests.stack import new_stack
 from tests.waiting import wait_until
 
@@ -108,6 +110,16 @@ class Served:
             job = self.wait(job_id)
             assert job["status"] == "succeeded", (name, job["error"])
         return {name: self.http.get(f"/v1/jobs/{job_id}/result").json() for name, job_id in ids.items()}
+
+    def publish_all(self, folders: dict[str, Path]) -> dict[str, ModelSpec]:
+        """Specs of models by name, imported in this process and published: what a test needs that is not about jobs."""
+        specs = {}
+        for name, folder in folders.items():
+            target = self.data_dir.parent / "published" / name
+            specs[name] = import_here(folder, target)
+            store_url, database_url = f"file://{self.data_dir / 'store'}", f"sqlite:///{self.data_dir / 'ondol.db'}"
+            publish_folder(target, name, store_url=store_url, database_url=database_url)
+        return specs
 
     def workers(self) -> list[dict[str, Any]]:
         """Open sessions by worker, as `/v1/workers` lists them."""

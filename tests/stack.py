@@ -12,11 +12,13 @@ SMALL_STACK = {
     "ONDOL_DTYPE": "float32",
     "ONDOL_LOG_FORMAT": "json",
     "ONDOL_TRAIN": "false",
+    "ONDOL_FLOWER": "false",
+    "ONDOL_PRODUCERS": "false",
 }
 
 
 def new_stack(folder: Path, **settings: str) -> Stack:
-    """A stack on one core, without a trainer unless ONDOL_TRAIN asks for one; use it in a `with` statement.
+    """A stack on one core, without trainer, Flower and intake unless settings ask for them; for a `with` statement.
 
     `settings` are `ONDOL_…` variables.
     """

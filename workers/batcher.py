@@ -104,7 +104,7 @@ class Batcher:
             is_padded = key.model.key in self._padded
             rows = self._take_padded(key, budget) if is_padded else self._take(key, budget)
             if rows:  # none: all of them were struck out a moment ago
-                return Batch(key, rows), False
+                return Batch(key, rows, release="drained" if self._head(key) is None else "full"), False
         return None, False
 
     def _earliest(self) -> Row | None:

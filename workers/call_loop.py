@@ -12,6 +12,7 @@ from ondol.broker.call_worker import CallTaker, ReplySender
 from ondol.broker.calls import CallReply, CallRequest, error_header, reply_header
 from ondol.contract.errors import DeadlineExceeded, NotReady, OndolError
 from ondol.contract.frames import pack_frame
+from ondol.metrics.jobs import StageMetrics
 from workers.batcher import Batcher
 from workers.in_flight import InFlight
 from workers.inference_task import ENGINE, InferenceTask, TaskRequest
@@ -38,7 +39,9 @@ class CallLoop:
         batcher: Batcher,
         in_flight: InFlight,
         max_open_tokens: int,
+        stages: StageMetrics,
     ) -> None:
+        self._stages = stages
         self._taker = taker
         self._replies = replies
         self._library = library
@@ -143,6 +146,14 @@ class CallLoop:
     def _reply(self, api_id: str, task: InferenceTask, taken_at: float) -> None:
         found = task.answer()
         started_at = task.work.started_at or time.monotonic()
+        timings = {
+            "queue_wait_s": max(0.0, started_at - taken_at - task.tokenize_s),
+            "tokenize_s": task.tokenize_s,
+            "forward_s": task.work.forward_s,
+            "load_s": task.work.load_s,
+        }
+        for stage, seconds in timings.items():
+            self._stages.took(stage.removesuffix("_s"), "call", (seconds,))
         reply = CallReply(
             vectors=found.vectors,
             tokens=found.tokens,
@@ -151,12 +162,7 @@ class CallLoop:
             model=task.ref,
             dtype=task.model.dtype,
             engine=ENGINE,
-            timings={
-                "queue_wait_s": max(0.0, started_at - taken_at - task.tokenize_s),
-                "tokenize_s": task.tokenize_s,
-                "forward_s": task.work.forward_s,
-                "load_s": task.work.load_s,
-            },
+            timings=timings,
             about=found.about,
             outputs=found.outputs,
         )

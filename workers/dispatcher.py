@@ -13,9 +13,11 @@ from concurrent.futures import Future
 
 import numpy as np
 import structlog
+from prometheus_client import CollectorRegistry
 
 from ondol.contract.errors import DeviceError, DeviceLost, OndolError, WorkerLost
 from ondol.contract.frames import Header
+from ondol.metrics.roles import BatchMetrics
 from ondol.sql.attempts import MAX_COUNTED_LOSSES
 from workers.batcher import Batcher
 from workers.device_keeper import DeviceKeeper
@@ -32,7 +34,15 @@ ROW_FAULTS = frozenset({"device_error", "internal_error", "invalid_payload"})
 class Dispatcher:
     """One thread packs and sends; replies are settled on the device keeper's thread."""
 
-    def __init__(self, batcher: Batcher, keeper: DeviceKeeper, *, on_ran: Callable[[Header], None]) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        keeper: DeviceKeeper,
+        *,
+        on_ran: Callable[[Header], None],
+        metrics: BatchMetrics | None = None,
+    ) -> None:
+        self._metrics = metrics or BatchMetrics(CollectorRegistry())
         self._batcher = batcher
         self._keeper = keeper
         self._on_ran = on_ran
@@ -122,6 +132,7 @@ class Dispatcher:
 
     def _deliver(self, batch: Batch, header: Header, body: memoryview) -> None:
         self._on_ran(header)
+        self._metrics.ran(batch.release, num_rows=len(batch.rows), num_tokens=batch.num_tokens, header=header)
         flat = np.frombuffer(body, dtype="<f4")
         row_errors = header.get("row_errors") or {}
         outputs = _split(flat, header, batch)

@@ -17,6 +17,8 @@ from ondol.broker.wake import WakeBus
 from ondol.contract.errors import AttemptError, DatabaseUnavailable, DeadlineExceeded, OndolError, UnknownJobKind
 from ondol.contract.kinds import INFERENCE_KINDS, JobKind
 from ondol.control.ringer import Ringer
+from ondol.logs import log_context
+from ondol.metrics.roles import WorkerMetrics
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob, Completion, Failure
 from ondol.sql.unit_of_work import UnitOfWork
@@ -37,6 +39,7 @@ _FIRST_BACKOFF_S = 0.5
 _MAX_DOUBLINGS = 7
 _WAIT_SLICE_S = 0.5
 _RETRY_PAUSE_S = 0.3
+_STAGES = ("queue_wait", "load", "tokenize", "forward")
 
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ class HandlerDeps:
     stopping: threading.Event
     worker: str
     max_attempts: int
+    metrics: WorkerMetrics
 
 
 Outcome = Completion | Failure
@@ -66,8 +70,9 @@ Prepared = tuple[ClaimedJob, InferenceTask]
 
 @dataclass(slots=True)
 class _Record:
-    """What is to be written about the jobs of a message: ends, and jobs that go back to the queue."""
+    """What is to be written about the jobs of a message, all of one kind: ends, and jobs that go back to the queue."""
 
+    kind: JobKind
     outcomes: list[Outcome] = field(default_factory=list)
     unfinished: list[ClaimedJob] = field(default_factory=list)
 
@@ -79,27 +84,38 @@ def handle(message_id: str, deps: HandlerDeps) -> None:
         return  # no lease to claim under: the reconciler rings again
     claimed: list[ClaimedJob] = []
     deps.claims.begin(message_id)
-    try:
-        if not deps.stopping.is_set():
-            claimed = _claim(message_id, session_id, deps)
-        if claimed:
-            _run_and_record(claimed, session_id, deps)
-    finally:
-        deps.claims.end(message_id, claimed)
-        _persist(lambda uow: uow.ringing.finish(message_id), session_id, deps)
-        if not deps.stopping.is_set():
-            deps.ringer.ring_soon()
+    with log_context(message_id=message_id, worker=deps.worker):
+        try:
+            if not deps.stopping.is_set():
+                claimed = _claim(message_id, session_id, deps)
+            if claimed:
+                with log_context(**_named(claimed)):
+                    _run_and_record(claimed, session_id, deps)
+        finally:
+            deps.claims.end(message_id, claimed)
+            _persist(lambda uow: uow.ringing.finish(message_id), session_id, deps)
+            if not deps.stopping.is_set():
+                deps.ringer.ring_soon()
 
 
 def _claim(message_id: str, session_id: str, deps: HandlerDeps) -> list[ClaimedJob]:
     claimed = deps.database.write(lambda uow: uow.attempts.claim(message_id, session_id=session_id, worker=deps.worker))
     deps.claims.add(claimed)
     deps.wake.wake([job.id for job in claimed])
+    if claimed:
+        deps.metrics.attempts.claimed(claimed[0].kind, claimed[0].priority, len(claimed))
     return claimed
 
 
+def _named(claimed: list[ClaimedJob]) -> dict[str, object]:
+    """What every line logged on behalf of these jobs of one message carries."""
+    if len(claimed) > 1:
+        return {"kind": claimed[0].kind, "job_ids": [job.id for job in claimed]}
+    return {"kind": claimed[0].kind, "job_id": claimed[0].id, "attempt": claimed[0].attempt}
+
+
 def _run_and_record(claimed: list[ClaimedJob], session_id: str, deps: HandlerDeps) -> None:
-    record = _Record()
+    record = _Record(claimed[0].kind)
     prepared = [ready for job in claimed if (ready := _begin(job, record, session_id, deps)) is not None]
     works = [task.work for _, task in prepared]
     deps.in_flight.add(works)
@@ -115,11 +131,18 @@ def _run_and_record(claimed: list[ClaimedJob], session_id: str, deps: HandlerDep
             record.outcomes.append(_outcome(job, task, deps))
         elif is_ending:
             record.unfinished.append(job)
+        else:  # struck by whoever cancelled the job
+            deps.metrics.attempts.ended(job.kind, "cancelled")
     _store(record, session_id, deps)
 
 
 def _begin(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) -> Prepared | None:
     """The job ready for the batcher; None when it has ended already, or must go back to the queue."""
+    with log_context(job_id=job.id, attempt=job.attempt):
+        return _begin_one(job, record, session_id, deps)
+
+
+def _begin_one(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) -> Prepared | None:
     try:
         if _must_end(session_id, deps):
             record.unfinished.append(job)
@@ -129,12 +152,14 @@ def _begin(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps)
             raise UnknownJobKind(f"jobs of kind {job.kind} are not run by this worker", param="kind")
         elif not deps.importer.run(job, must_end=lambda: _must_end(session_id, deps)):
             record.unfinished.append(job)
+        else:
+            deps.metrics.attempts.ended(job.kind, "succeeded")
     except DatabaseUnavailable:  # an outage is nobody's failure: no retry is counted for it
         record.unfinished.append(job)
     except OndolError as exc:
         record.outcomes.append(_failure(job, exc))
     except Exception as exc:  # the handler's edge: a fault of ours fails this job, not its neighbours
-        log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
+        log.exception("attempt.crashed")
         record.outcomes.append(_failure(job, AttemptError(f"internal error: {type(exc).__name__}")))
     return None
 
@@ -248,13 +273,15 @@ def _store(record: _Record, session_id: str, deps: HandlerDeps) -> None:
         return
     started_at = time.monotonic()
     try:
-        recorded = _persist(lambda uow: _write(uow, record, deps), session_id, deps)
+        recorded = _write(record, session_id, deps)
     except Exception:  # the handler's edge: one result that SQL refuses must not keep its neighbours from ending
         log.exception("message.not_recorded", num_outcomes=len(record.outcomes))
         _store_one_by_one(record, session_id, deps)
         return
     if recorded is None:
         return
+    store_s = time.monotonic() - started_at
+    _count_stages(record.outcomes, store_s, deps)
     failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
     log.info(
         "message.recorded",
@@ -262,26 +289,35 @@ def _store(record: _Record, session_id: str, deps: HandlerDeps) -> None:
         num_failed=len(failures),
         num_handed_back=len(record.unfinished),
         num_stale=len(record.outcomes) + len(record.unfinished) - len(recorded),
-        store_s=round(time.monotonic() - started_at, 4),
+        store_s=round(store_s, 4),
     )
     for failure in failures:
         log.warning("attempt.failed", job_id=failure.job_id, attempt=failure.attempt, code=failure.error["code"])
 
 
 def _store_one_by_one(record: _Record, session_id: str, deps: HandlerDeps) -> None:
-    for one in [_Record([outcome]) for outcome in record.outcomes] + [_Record([], record.unfinished)]:
+    singles = [_Record(record.kind, [outcome]) for outcome in record.outcomes]
+    for one in [*singles, _Record(record.kind, [], record.unfinished)]:
         try:
-            _persist(lambda uow, one=one: _write(uow, one, deps), session_id, deps)  # type: ignore[misc]  # bound here
+            _write(one, session_id, deps)
         except Exception as exc:
             if not one.outcomes:
                 raise
             log.exception("attempt.not_recorded", job_id=one.outcomes[0].job_id)
             error = AttemptError(f"the result could not be recorded: {type(exc).__name__}")
             failed = Failure(one.outcomes[0].job_id, one.outcomes[0].attempt, error.as_dict())
-            _persist(lambda uow, failed=failed: _write(uow, _Record([failed]), deps), session_id, deps)  # type: ignore[misc]  # bound here
+            _write(_Record(record.kind, [failed]), session_id, deps)
 
 
-def _write(uow: UnitOfWork, record: _Record, deps: HandlerDeps) -> list[str]:
+def _write(record: _Record, session_id: str, deps: HandlerDeps) -> list[str] | None:
+    """Write the record and count what became of it; the ids that were recorded, None when the lease is lost."""
+    recorded = _persist(lambda uow: _write_in(uow, record, deps), session_id, deps)
+    if recorded is not None:
+        _count_ends(record, set(recorded), deps)
+    return recorded
+
+
+def _write_in(uow: UnitOfWork, record: _Record, deps: HandlerDeps) -> list[str]:
     completions = [outcome for outcome in record.outcomes if isinstance(outcome, Completion)]
     failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
     recorded = uow.attempts.complete(completions, worker=deps.worker)
@@ -289,6 +325,24 @@ def _write(uow: UnitOfWork, record: _Record, deps: HandlerDeps) -> list[str]:
     recorded += uow.attempts.hand_back([(job.id, job.attempt) for job in record.unfinished])
     uow.after_commit(lambda: deps.wake.wake(recorded))
     return recorded
+
+
+def _count_ends(record: _Record, recorded: set[str], deps: HandlerDeps) -> None:
+    attempts = deps.metrics.attempts
+    written = [outcome for outcome in record.outcomes if outcome.job_id in recorded]
+    num_failed = sum(isinstance(outcome, Failure) for outcome in written)
+    num_back = sum(job.id in recorded for job in record.unfinished)
+    attempts.ended(record.kind, "succeeded", len(written) - num_failed)
+    attempts.ended(record.kind, "failed", num_failed)
+    attempts.ended(record.kind, "handed_back", num_back)
+    attempts.refused(record.kind, len(record.outcomes) + len(record.unfinished) - len(recorded))
+
+
+def _count_stages(outcomes: list[Outcome], store_s: float, deps: HandlerDeps) -> None:
+    timings = [outcome.timings for outcome in outcomes if outcome.timings]
+    for stage in _STAGES:
+        deps.metrics.stages.took(stage, "job", [timing[f"{stage}_s"] for timing in timings])
+    deps.metrics.stages.took("store", "job", (store_s,))
 
 
 def _persist(work: Callable[[UnitOfWork], T], session_id: str, deps: HandlerDeps) -> T | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ class ImportRunner:
         until its child ends with this process; what it would still publish is refused as stale.
         """
         done: Future[None] = Future()
-        threading.Thread(target=self._run_to, args=(job, done), name=f"import-{job.id}", daemon=True).start()
+        context = copy_context()  # what it logs names the attempt, as the handler's own lines do
+        args = (self._run_to, job, done)
+        threading.Thread(target=context.run, args=args, name=f"import-{job.id}", daemon=True).start()
         while not wait([done], timeout=_LOOK_S).done:
             if must_end():
                 log.warning("import.given_up", job_id=job.id)

@@ -22,6 +22,8 @@ from ondol.contract.errors import NotReady, OndolError
 from ondol.contract.states import Priority
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
+from ondol.metrics.roles import WorkerMetrics
+from ondol.metrics.server import serve_metrics
 from ondol.settings import WorkerSettings, load_settings
 from ondol.sql.database import Database
 from workers.batcher import Batcher
@@ -84,7 +86,10 @@ class WorkerProcess:
         self._redis_url = settings.resolved_redis_url()
         self._database = Database(settings.resolved_database_url())
         self._wake = WakeBus(self._redis_url)
-        self._ringer = Ringer(self._database, Publisher(self._redis_url), window_limits(settings))
+        self._metrics = WorkerMetrics()
+        self._ringer = Ringer(
+            self._database, Publisher(self._redis_url), window_limits(settings), metrics=self._metrics.ring
+        )
         budget = settings.resolved_max_batch_tokens()
         self._batcher = Batcher(max_batch_tokens=budget)
         self._gate = ServingGate(settings.run_dir / f"gate-{settings.device.replace(':', '')}")
@@ -94,7 +99,7 @@ class WorkerProcess:
             DeviceProgram(program.argv, program.environment, (*program.keep_fds, lock_fd)),
             forward_limit_s=settings.forward_limit_s,
             on_up=self._device_up,
-            on_down=self._warm.clear,
+            on_down=self._device_down,
         )
         store = ModelStore(settings.resolved_store_url())
         self._library = ModelLibrary(
@@ -107,7 +112,7 @@ class WorkerProcess:
         )
         self._preloader = Preloader(self._database, self._library, settings.models)
         self._follower = self._make_follower()
-        self._dispatcher = Dispatcher(self._batcher, self._keeper, on_ran=self._warm.ran)
+        self._dispatcher = Dispatcher(self._batcher, self._keeper, on_ran=self._warm.ran, metrics=self._metrics.batches)
         self._host = host
         self._calls = CallLoop(
             taker=CallTaker(self._redis_url, self.name),
@@ -116,6 +121,7 @@ class WorkerProcess:
             batcher=self._batcher,
             in_flight=self._in_flight,
             max_open_tokens=budget * _CALL_BUDGETS,
+            stages=self._metrics.stages,
         )
         self._strikes = StrikeListener(self._redis_url, self._in_flight.strike)
         self._importer = ImportRunner(
@@ -130,6 +136,16 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Work until told to stop; the exit code."""
+        self._metrics.device.watch(
+            is_up=lambda: self._keeper.is_up,
+            num_waiting_tokens=lambda: self._batcher.num_waiting_tokens,
+            used_bytes=self._warm.used_bytes,
+            warm=self._warm.refs,
+        )
+        with serve_metrics(self._settings, self._metrics.registry):
+            return self._run()
+
+    def _run(self) -> int:
         self._keeper.start()
         if not self._keeper.wait_up(_DEVICE_UP_LIMIT_S):
             raise NotReady(f"the device process of {self._settings.device} did not start; see the log above")
@@ -165,6 +181,7 @@ class WorkerProcess:
             stopping=self._stopping,
             worker=self.name,
             max_attempts=self._settings.max_attempts,
+            metrics=self._metrics,
         )
 
         return consume(
@@ -206,6 +223,12 @@ class WorkerProcess:
         self._library.device_kind = str(ready["device_kind"])
         self._library.device_dtypes = tuple(ready.get("dtypes") or ("float32",))
         self._preloader.device_up()
+        self._metrics.device.device_up(ready)
+
+    def _device_down(self) -> None:
+        self._warm.clear()
+        if not self._stopping.is_set():
+            self._metrics.device.restarts.inc()
 
     def _make_follower(self) -> AliasFollower:
         return AliasFollower(

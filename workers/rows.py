@@ -155,6 +155,8 @@ class Batch:
     is_exclusive: bool = False
     """Nothing else may be on the device meanwhile: a suspect, or a job that must run alone."""
     formed_at: float = field(default_factory=time.monotonic)
+    release: str = "alone"
+    """Why it was closed: `full` (the next row did not fit), `drained` (no row of the key was left), `alone`."""
 
     @property
     def num_tokens(self) -> int:

@@ -18,6 +18,7 @@ class WarmModels:
         self._on_change = on_change
         self._refs: dict[str, str] = {}
         self._known: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def refs(self) -> list[str]:
@@ -30,11 +31,17 @@ class WarmModels:
         with self._lock:
             return frozenset(self._refs)
 
+    def used_bytes(self) -> int:
+        """Measured size of all models that are warm."""
+        with self._lock:
+            return sum(self._sizes.get(key, 0) for key in self._refs)
+
     def loaded(self, header: Header, model: DeviceModel) -> None:
         """A `loaded` reply has come."""
         self._batcher.set_packed(model.key, is_packed=bool(header["is_packed"]))
         with self._lock:
             self._known[model.key] = model.ref
+            self._sizes[model.key] = int(header.get("size_bytes") or 0)
             self._refs[model.key] = model.ref
             self._evict(header)
         self._on_change()

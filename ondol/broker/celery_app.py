@@ -8,10 +8,15 @@ from __future__ import annotations
 from celery import Celery
 from kombu import Exchange, Queue
 
+from ondol.broker.connection import CONNECT_TIMEOUT_S, SOCKET_TIMEOUT_S
 from ondol.contract.states import Priority
 
 RUN_TASK = "ondol.run"
 MESSAGE_VERSION = 1
+PRODUCER_QUEUES = ("ondol.jobs", "celery")
+"""Where Celery producers send jobs: our own queue, and the one that Celery takes when none is named."""
+_UNACKNOWLEDGED_LIMIT_S = 60
+"""After so long a message that a dead intake had taken is given to another. A live one may get it twice: harmless."""
 
 
 def queue_name(worker: str, priority: Priority) -> str:
@@ -58,5 +63,37 @@ def make_celery_app(redis_url: str, *, queues: tuple[str, ...] = ()) -> Celery:
         worker_redirect_stdouts=False,
         worker_enable_remote_control=True,
         enable_utc=True,
+    )
+    return app
+
+
+def make_intake_app(redis_url: str, *, result_s: float) -> Celery:
+    """The application of the intake: late acknowledgement, and results kept for `result_s` seconds.
+
+    Why it differs from the other: `docs/decisions/0014-the-intake.md`.
+    """
+    app = make_celery_app(redis_url, queues=PRODUCER_QUEUES)
+    transport = {
+        **app.conf.broker_transport_options,
+        # Keys of its own: among nodes that share them the shortest limit holds for all.
+        "unacked_key": "ondol.intake.unacked",
+        "unacked_index_key": "ondol.intake.unacked_index",
+        "unacked_mutex_key": "ondol.intake.unacked_mutex",
+        "visibility_timeout": _UNACKNOWLEDGED_LIMIT_S,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+    }
+    app.conf.update(
+        broker_transport_options=transport,
+        result_backend=redis_url,
+        result_expires=max(1, int(result_s)),
+        result_backend_thread_safe=True,
+        result_backend_transport_options={"retry_policy": {"max_retries": 2, "interval_max": 0.5}},
+        redis_socket_timeout=SOCKET_TIMEOUT_S,
+        redis_socket_connect_timeout=CONNECT_TIMEOUT_S,
+        redis_socket_keepalive=True,
+        redis_backend_health_check_interval=10,
+        task_acks_late=True,
+        task_ignore_result=False,
     )
     return app

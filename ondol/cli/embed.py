@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ondol.cli import completion
 from ondol.cli.connection import open_client
 from ondol.cli.options import AsJson, Output, ResultFormat
 from ondol.cli.output import npy_bytes, write_bytes, write_text
@@ -19,7 +20,9 @@ from ondol.client.embed_flow import PartialVectors
 def embed(
     ctx: typer.Context,
     texts: Texts = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="name, name:3 or name@alias")] = "all-minilm-l6-v2",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="name, name:3 or name@alias", autocompletion=completion.models)
+    ] = "all-minilm-l6-v2",
     file: File = None,
     output_format: Annotated[ResultFormat, typer.Option("--format", help="How to write vectors.")] = ResultFormat.JSON,
     output: Output = None,

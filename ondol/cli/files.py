@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ondol.cli import completion
 from ondol.cli.connection import open_client
 from ondol.cli.options import AsJson, Output
 from ondol.cli.output import local_time, print_json, print_table
@@ -17,7 +18,10 @@ from ondol.contract.errors import InvalidPayload
 
 app = typer.Typer(help="Files of texts and labels.", no_args_is_help=True)
 
-FileArgument = Annotated[str, typer.Argument(help="The file's id, file_…", show_default=False, metavar="FILE")]
+FileArgument = Annotated[
+    str,
+    typer.Argument(help="The file's id, file_…", show_default=False, metavar="FILE", autocompletion=completion.files),
+]
 
 
 @app.command("put")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ondol.cli import exits
+from ondol.cli import completion, exits
 from ondol.cli.connection import open_client
 from ondol.cli.options import AsJson
 from ondol.cli.output import print_json, print_json_line
@@ -32,7 +32,16 @@ _GROUPS: dict[str, frozenset[str] | None] = {
 _NAMES = frozenset({*FineTuneOptions.model_fields, *Hyperparameters.model_fields, *SHORT_NAMES})
 
 Name = Annotated[str, typer.Option("--name", "-n", help="Name of the model to publish.", show_default=False)]
-Model = Annotated[str, typer.Option("--model", "-m", help="The base: name, name:3 or name@alias", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The base: name, name:3 or name@alias",
+        show_default=False,
+        autocompletion=completion.models,
+    ),
+]
 Data = Annotated[
     str,
     typer.Argument(
@@ -47,6 +56,9 @@ MaxLength = Annotated[
 ]
 LearningRate = Annotated[
     float | None, typer.Option(help="2e-5 by default, 1e-3 with a frozen backbone.", show_default=False)
+]
+Webhook = Annotated[
+    str | None, typer.Option("--webhook", help="URL that is told how the job ended.", metavar="URL", show_default=False)
 ]
 Setting = Annotated[
     list[str] | None,
@@ -107,6 +119,7 @@ def fine_tune(
     max_length: MaxLength = None,
     settings: Setting = None,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.", show_default=False)] = None,
+    webhook: Webhook = None,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the files, train nothing.")] = False,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Show how it goes until it ends.")] = False,
     as_json: AsJson = False,
@@ -132,7 +145,7 @@ def fine_tune(
     }
     options = with_settings(flags, settings or [])
     with open_client(ctx) as client:
-        job = client.fine_tune(data, model=model, name=name, validation=validation, **options)
+        job = client.fine_tune(data, model=model, name=name, validation=validation, webhook=webhook, **options)
         return _report(job, is_watched=is_watched, as_json=as_json)
 
 

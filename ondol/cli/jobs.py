@@ -1,4 +1,4 @@
-"""`ondol jobs`: list, show, watch, result, events, cancel, pause, resume, rm."""
+"""`ondol jobs`: list, show, watch, result, events, notices, cancel, pause, resume, retry, rm."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from ondol.cli.output import (
     write_text,
 )
 from ondol.cli.watching import event_line, watch
+from ondol.cli.webhooks import show_notices
 from ondol.client.sync_jobs import Job
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
 
 app = typer.Typer(help="Look at jobs and steer them.", no_args_is_help=True)
+app.command("notices")(show_notices)
 
 
 @app.command("ls")
@@ -42,10 +44,8 @@ def list_jobs(
 
     Example: ondol jobs ls --status failed --limit 5
     """
-    named = {"kind": kind, "status": status, "model": model}
-    filters = {name: str(value) for name, value in named.items() if value is not None}
     with open_client(ctx) as client:
-        jobs = list(client.jobs.list(limit=limit, **filters))
+        jobs = list(client.jobs.list(kind=kind, status=status, model=model, limit=limit))
     if as_json:
         print_json({"object": "list", "data": [job.raw for job in jobs]})
     else:
@@ -127,11 +127,7 @@ def cancel_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = Fals
     Example: ondol jobs cancel job_01k9zv6t0m3x5r7c2b8d4f6g1h
     """
     with open_client(ctx) as client:
-        job = client.jobs.cancel(job_id)
-    if as_json:
-        print_json(job.raw)
-    else:
-        print(f"{job.id} is {job.status}")
+        _print_state(client.jobs.cancel(job_id), as_json=as_json)
 
 
 @app.command("pause")
@@ -141,13 +137,7 @@ def pause_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False
     Example: ondol jobs pause job_01k9zv6t0m3x5r7c2b8d4f6g1h
     """
     with open_client(ctx) as client:
-        job = client.jobs.pause(job_id)
-    if as_json:
-        print_json(job.raw)
-    elif job.status == JobState.PAUSED:
-        print(f"{job.id} is paused")
-    else:
-        print(f"{job.id} will pause at its next checkpoint; `ondol jobs resume {job.id}` goes on from there")
+        _print_state(client.jobs.pause(job_id), as_json=as_json)
 
 
 @app.command("resume")
@@ -157,11 +147,7 @@ def resume_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = Fals
     Example: ondol jobs resume job_01k9zv6t0m3x5r7c2b8d4f6g1h
     """
     with open_client(ctx) as client:
-        job = client.jobs.resume(job_id)
-    if as_json:
-        print_json(job.raw)
-    else:
-        print(f"{job.id} is {job.status}")
+        _print_state(client.jobs.resume(job_id), as_json=as_json)
 
 
 @app.command("retry")
@@ -171,11 +157,7 @@ def retry_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False
     Example: ondol jobs retry job_01k9zv6t0m3x5r7c2b8d4f6g1h
     """
     with open_client(ctx) as client:
-        job = client.jobs.retry(job_id)
-    if as_json:
-        print_json(job.raw)
-    else:
-        print(f"{job.id} is {job.status}")
+        _print_state(client.jobs.retry(job_id), as_json=as_json)
 
 
 @app.command("rm")
@@ -190,6 +172,16 @@ def remove_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = Fals
         print_json({"id": job_id, "deleted": True})
     else:
         print(f"{job_id} is deleted")
+
+
+def _print_state(job: Job, *, as_json: bool) -> None:
+    """What a job has become by the command."""
+    if as_json:
+        print_json(job.raw)
+    elif job.pause_requested_at is not None and job.status == JobState.RUNNING:
+        print(f"{job.id} will pause at its next checkpoint; `ondol jobs resume {job.id}` goes on from there")
+    else:
+        print(f"{job.id} is {job.status}")
 
 
 def _row(job: Job) -> tuple[object, ...]:
@@ -216,6 +208,7 @@ def _pairs(job: Job) -> list[tuple[str, object]]:
         ("usage", _said(job.usage)),
         ("timings", _said(job.timings)),
         ("metadata", _said(job.metadata)),
+        ("webhook", job.webhook),
     ]
 
 

@@ -9,13 +9,26 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from ondol.cli import classify, database, demo, doctor, embed, exits, files, fine_tune, jobs, keys, models, processes
+from ondol.cli import (
+    classify,
+    database,
+    demo,
+    doctor,
+    embed,
+    exits,
+    files,
+    fine_tune,
+    jobs,
+    keys,
+    models,
+    processes,
+    webhooks,
+)
 
 app = typer.Typer(
     name="ondol",
     help="Ondol, the job system for transformer models. Start with `ondol up`; then `ondol embed hello`.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -23,7 +36,9 @@ app.command()(processes.up)
 app.command()(processes.api)
 app.command()(processes.worker)
 app.command()(processes.trainer)
+app.command()(processes.intake)
 app.command()(processes.reconciler)
+app.command()(processes.flower)
 app.command()(embed.embed)
 app.command()(classify.classify)
 app.command()(classify.tag)
@@ -31,6 +46,7 @@ app.command()(fine_tune.fine_tune)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.add_typer(database.app, name="db")
 app.command()(doctor.doctor)

@@ -1,13 +1,18 @@
-"""`ondol models`: list, show, import, export, aliases, delete."""
+"""`ondol models`: list, show, import, export, aliases, delete, collection of what nothing needs."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ondol.cli import completion, exits
 from ondol.cli.connection import open_client
+from ondol.cli.database_url import existing_database_url
 from ondol.cli.options import AsJson
 from ondol.cli.output import local_time, print_json, print_pairs, print_table
 from ondol.cli.watching import watch
@@ -20,7 +25,12 @@ app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
 
 _NO_ALIAS = "none"
 
-Reference = Annotated[str, typer.Argument(help="name, name:3 or name@alias", show_default=False, metavar="MODEL")]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        help="name, name:3 or name@alias", show_default=False, metavar="MODEL", autocompletion=completion.models
+    ),
+]
 
 
 @app.command("ls")
@@ -143,6 +153,40 @@ def remove_version(ctx: typer.Context, ref: Reference, as_json: AsJson = False) 
     with open_client(ctx) as client:
         client.models.delete(ref)
     _print_outcome({"id": ref, "deleted": True}, f"{ref} is deleted", as_json=as_json)
+
+
+@app.command("gc")
+def collect_garbage(
+    grace_h: Annotated[
+        float, typer.Option(min=1, help="Hours that a file must have been of no use; longer than any publish takes.")
+    ] = 48.0,
+    is_confirmed: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Delete files of the store that nothing needs: of deleted versions, and of jobs that are gone. On the server.
+
+    Example: ondol models gc --grace-h 48 --yes
+    """
+    existing_database_url()
+    confirmed = ["--yes"] if is_confirmed else []
+    command = [sys.executable, "-m", "models_store.collection", "--grace-h", str(grace_h), *confirmed]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)  # the store's code is the server's, not ours
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        return exits.fail("the collection broke off; what it had deleted was of no use", exits.JOB_FAILED)
+    if "error" in found:
+        return exits.fail(found["error"]["message"], exits.JOB_FAILED)
+    _print_outcome(found, _collected(found), as_json=as_json)
+    return exits.DONE
+
+
+def _collected(found: dict[str, Any]) -> str:
+    what = (
+        f"{len(found['manifests'])} versions' manifests, {found['num_blobs']} blobs of"
+        f" {found['blob_bytes'] / 1e6:,.1f} MB, folders of {len(found['job_folders'])} jobs that are gone"
+    )
+    return f"would delete {what}; `ondol models gc --yes` does" if found["is_dry"] else f"deleted {what}"
 
 
 def _expected(name: str, given: str | None) -> Expected:

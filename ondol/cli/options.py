@@ -8,8 +8,12 @@ from typing import Annotated
 
 import typer
 
+from ondol.cli import completion
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the server sent it.")]
-JobIdArgument = Annotated[str, typer.Argument(help="The job's id, job_…", show_default=False, metavar="JOB")]
+JobIdArgument = Annotated[
+    str, typer.Argument(help="The job's id, job_…", show_default=False, metavar="JOB", autocompletion=completion.jobs)
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write; standard output by default.", show_default=False)
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +56,13 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
         if value is not None and value != {}:
             table.add_row(name, Text(str(value)))
     console().print(table)
+
+
+def print_text(line: str) -> None:
+    """A line for people, folded between words on a terminal that is too narrow for it."""
+    if sys.stdout.isatty():
+        line = textwrap.fill(line, console().width, subsequent_indent="  ", break_long_words=False)
+    print(line)
 
 
 def write_bytes(content: bytes, output: Path | None) -> None:

@@ -13,6 +13,8 @@ import typer
 from ondol.settings import (
     PREFIX,
     ApiSettings,
+    FlowerSettings,
+    IntakeSettings,
     ReconcilerSettings,
     TrainerSettings,
     UpSettings,
@@ -33,6 +35,9 @@ def up(
     host: Host = None,
     port: Port = None,
     devices: Annotated[str | None, typer.Option(help="auto, cuda:0,cuda:1 or cpu:2x1.", show_default="auto")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="First port of the other processes' /metrics; the api has its own.")
+    ] = None,
     as_json: LogAsJson = False,
 ) -> int:
     """Start Redis, api, one worker a device and the reconciler, and keep them running until Ctrl-C.
@@ -41,7 +46,8 @@ def up(
     """
     from ondol.control.up import run_up
 
-    given = {"data_dir": data_dir, "host": host, "port": port, "devices": devices, "log_format": _log_format(as_json)}
+    given = {"data_dir": data_dir, "host": host, "port": port, "devices": devices, "metrics_port": metrics_port}
+    given["log_format"] = _log_format(as_json)
     return run_up(load_settings(UpSettings, **given))
 
 
@@ -85,6 +91,16 @@ def trainer(
     _become("workers.training.main", given)
 
 
+def intake(data_dir: DataDir = None, as_json: LogAsJson = False) -> None:
+    """Run one intake: the Celery node that records what Celery producers send, and answers them.
+
+    Example: ONDOL_PRODUCER_PROJECT=shop ondol intake
+    """
+    given = {"data_dir": data_dir, "log_format": _log_format(as_json)}
+    load_settings(IntakeSettings, **given)
+    _become("api.intake.main", given)
+
+
 def reconciler(data_dir: DataDir = None, as_json: LogAsJson = False) -> None:
     """Run one reconciler, with the settings of the environment; of several, one acts at a time.
 
@@ -93,6 +109,21 @@ def reconciler(data_dir: DataDir = None, as_json: LogAsJson = False) -> None:
     given = {"data_dir": data_dir, "log_format": _log_format(as_json)}
     load_settings(ReconcilerSettings, **given)
     _become("ondol.control.reconciler_main", given)
+
+
+def flower(
+    host: Host = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0 takes a free one.", show_default="5555")] = None,
+    data_dir: DataDir = None,
+    as_json: LogAsJson = False,
+) -> None:
+    """Run Flower, the dashboard of the Celery nodes: read-only, behind a password.
+
+    Example: ONDOL_REDIS_URL=redis://redis:6379/0 ondol flower --host 0.0.0.0
+    """
+    given = {"flower_host": host, "flower_port": port, "data_dir": data_dir, "log_format": _log_format(as_json)}
+    load_settings(FlowerSettings, **given)
+    _become("ondol.control.flower_main", given)
 
 
 def _log_format(as_json: bool) -> str | None:

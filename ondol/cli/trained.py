@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ondol.cli.output import print_text
 from ondol.client.records import JobResult
 from ondol.client.training_progress import metric_text
 from ondol.contract.kinds import JobKind
@@ -16,7 +17,8 @@ _EXAMPLES: dict[str, str] = {
 
 def print_trained(result: JobResult) -> None:
     """The published version with its metrics, its alias and a command that uses it; or what the files are like."""
-    print("\n".join(_lines(result)))
+    for line in _lines(result):
+        print_text(line)
 
 
 def _lines(result: JobResult) -> list[str]:

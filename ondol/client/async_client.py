@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -17,14 +19,16 @@ from ondol.client.async_models import AsyncModels
 from ondol.client.embed_flow import PartialVectors, embed_request
 from ondol.client.errors import ItemErrors
 from ondol.client.event_stream import EventStream
-from ondol.client.fine_tune_flow import Source, fine_tune_request
+from ondol.client.fine_tune_flow import Envelope, Source, fine_tune_request
 from ondol.client.flow import Answer, Effect, Flow, Pause, Request, Sink
 from ondol.client.http import build_request, connect_options, to_answer, translate
+from ondol.client.progress import reporting
 from ondol.client.records import JobEvent
 from ondol.client.retry import RetryPolicy
 from ondol.client.settings import find_target
 from ondol.client.sync_client import DEFAULT_TIMEOUT_S
 from ondol.client.vectors import Vectors
+from ondol.client.webhooks import AsyncWebhooks
 from ondol.contract.errors import OndolError
 
 T = TypeVar("T")
@@ -47,9 +51,7 @@ class AsyncOndol(AsyncLabelCalls):
         self.policy = RetryPolicy(max_retries=max_retries)
         self._timeout_s = timeout
         self._http = httpx.AsyncClient(**connect_options(target, timeout), transport=transport)
-        self.jobs = AsyncJobs(self)
-        self.models = AsyncModels(self)
-        self.files = AsyncFiles(self)
+        self._open_parts()
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,6 +65,19 @@ class AsyncOndol(AsyncLabelCalls):
         """Close the connections."""
         await self._http.aclose()
 
+    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> Self:
+        """This client with another `timeout` (seconds an answer may take) or number of retries, for some calls.
+
+        As in `client.with_options(timeout=5).embed(…)`. It shares the connections: closing either closes both.
+        """
+        other = copy.copy(self)
+        if timeout is not None:
+            other._timeout_s = timeout
+        if max_retries is not None:
+            other.policy = replace(self.policy, max_retries=max_retries)
+        other._open_parts()
+        return other
+
     @overload
     async def embed(
         self,
@@ -70,6 +85,7 @@ class AsyncOndol(AsyncLabelCalls):
         *,
         model: str,
         errors: Literal["raise"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -82,6 +98,7 @@ class AsyncOndol(AsyncLabelCalls):
         *,
         model: str,
         errors: Literal["return"],
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -93,13 +110,15 @@ class AsyncOndol(AsyncLabelCalls):
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
     ) -> Vectors | PartialVectors:
         """Float32 vectors: [H] for a str, [N, H] for a list, in its order; see `Ondol.embed`."""
         request = embed_request(texts, model, options, as_job=as_job, priority=priority)
-        outcome = await self.run(embed_flow.embed(request, self.policy))
+        with reporting(f"embedding with {model}" if progress else None) as on_progress:
+            outcome = await self.run(embed_flow.embed(request, self.policy, on_progress))
         if errors == "return":
             return outcome
         if outcome.errors:
@@ -130,6 +149,7 @@ class AsyncOndol(AsyncLabelCalls):
         validate_only: bool | None = None,
         priority: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
         **options: Any,
     ) -> AsyncJob:
         """The accepted fine-tune of `model` on labelled data; see `Ondol.fine_tune`."""
@@ -150,15 +170,14 @@ class AsyncOndol(AsyncLabelCalls):
             "validate_only": validate_only,
             **options,
         }
-        request = fine_tune_request(
-            data, validation, model=model, name=name, options=given, priority=priority, metadata=metadata
-        )
+        envelope = Envelope(priority=priority, metadata=metadata, webhook=webhook)
+        request = fine_tune_request(data, validation, model=model, name=name, options=given, envelope=envelope)
         return AsyncJob(self, await self.run(fine_tune_flow.fine_tune(request, self.policy)))
 
     async def run(self, flow: Flow[T]) -> T:
         """What `flow` returns, performing what it asks for."""
         answer: Answer | None = None
-        error: OndolError | None = None
+        error: BaseException | None = None
         while True:
             try:
                 effect = flow.send(answer) if error is None else flow.throw(error)
@@ -168,7 +187,7 @@ class AsyncOndol(AsyncLabelCalls):
             answer, error = None, None
             try:
                 answer = await self._perform(effect)
-            except OndolError as exc:
+            except (OndolError, asyncio.CancelledError) as exc:
                 error = exc
 
     async def follow(self, stream: EventStream) -> AsyncIterator[JobEvent]:
@@ -181,6 +200,12 @@ class AsyncOndol(AsyncLabelCalls):
                 stream.failed(translate(exc, self.base_url))
             if not stream.is_over:
                 await asyncio.sleep(stream.pause_s)
+
+    def _open_parts(self) -> None:
+        self.jobs = AsyncJobs(self)
+        self.models = AsyncModels(self)
+        self.files = AsyncFiles(self)
+        self.webhooks = AsyncWebhooks(self)
 
     async def _read_stream(self, stream: EventStream) -> AsyncIterator[JobEvent]:
         response = await self._http.send(build_request(self._http, stream.request(), self._timeout_s), stream=True)

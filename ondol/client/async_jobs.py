@@ -5,16 +5,18 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ondol.client import job_flows, training_flows
+from ondol.client import job_flows, training_flows, webhook_flows
 from ondol.client.errors import ItemError, ItemErrors, JobFailed
 from ondol.client.event_stream import EventStream
-from ondol.client.progress import ProgressReport
+from ondol.client.progress import ProgressReport, reporting
 from ondol.client.records import JobEvent, JobFields, JobRequest, JobResult, parse_job
 from ondol.client.training_flows import Checkpoint
 from ondol.client.training_report import TrainingReport
 from ondol.client.vectors import Vectors
+from ondol.client.webhook_flows import JobNotice
 from ondol.contract.kinds import JobKind
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class AsyncJob(JobFields):
             with TrainingReport(self) as training:
                 watching = training_flows.wait_with_events(self.id, policy, training, timeout_s=timeout_s)
                 return self._take(await self._client.run(watching))
-        with ProgressReport(f"{self.kind} {self.id}") as report:
+        with ProgressReport(self.kind) as report:
             flow = job_flows.wait_for_job(self.id, policy, timeout_s=timeout_s, on_update=report.update_job)
             return self._take(await self._client.run(flow))
 
@@ -83,6 +85,14 @@ class AsyncJob(JobFields):
         """This failed job, queued again with its history; StateConflict if it has not failed."""
         return self._take(await self._client.run(job_flows.retry_job(self.id, self._client.policy)))
 
+    async def delete(self) -> None:
+        """Remove this job with its inputs, result and events; StateConflict while it has not ended."""
+        await self._client.jobs.delete(self.id)
+
+    async def notices(self) -> list[JobNotice]:
+        """Who is told of this job's ends, and how that goes; oldest end first."""
+        return await self._client.jobs.notices(self.id)
+
     async def _succeeded(self) -> AsyncJob:
         if not self.has_ended:
             await self.wait()
@@ -113,10 +123,14 @@ class AsyncJobs:
         deadline_s: float | None = None,
         not_before: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncJob:
-        """The accepted job. Every try carries one Idempotency-Key (a fresh one by default), so it is accepted once."""
-        request = JobRequest(kind, input, model, options or {}, priority, deadline_s, not_before, metadata)
+        """The accepted job. Every try carries one Idempotency-Key (a fresh one by default), so it is accepted once.
+
+        `webhook` is a URL that is told, by a signed POST, how the job ended.
+        """
+        request = JobRequest(kind, input, model, options or {}, priority, deadline_s, not_before, metadata, webhook)
         return await self.submit(request, idempotency_key=idempotency_key)
 
     async def submit(self, request: JobRequest, *, idempotency_key: str | None = None) -> AsyncJob:
@@ -124,11 +138,34 @@ class AsyncJobs:
         flow = job_flows.submit_job(request, self._client.policy, idempotency_key=idempotency_key)
         return AsyncJob(self._client, await self._client.run(flow))
 
+    @overload
     async def create_many(
-        self, requests: Sequence[JobRequest], *, errors: Literal["raise", "return"] = "raise"
-    ) -> list[AsyncJob | ItemError]:
-        """One outcome a request, in order. Refused ones raise ItemErrors, or come back with `errors="return"`."""
-        seen = await self._client.run(job_flows.submit_jobs(requests, self._client.policy))
+        self,
+        requests: Sequence[JobRequest],
+        *,
+        errors: Literal["raise"] = "raise",
+        idempotency_key: str | None = None,
+    ) -> builtins.list[AsyncJob]: ...
+
+    @overload
+    async def create_many(
+        self, requests: Sequence[JobRequest], *, errors: Literal["return"], idempotency_key: str | None = None
+    ) -> builtins.list[AsyncJob | ItemError]: ...
+
+    async def create_many(
+        self,
+        requests: Sequence[JobRequest],
+        *,
+        errors: Literal["raise", "return"] = "raise",
+        idempotency_key: str | None = None,
+    ) -> Sequence[AsyncJob | ItemError]:
+        """One job a request, in order; any number, in slices of at most 1,000 that are accepted whole or not at all.
+
+        Refused ones raise ItemErrors, or come back as ItemError with `errors="return"`. Where a slice fails (no server,
+        a full queue), those before it are accepted; the same call with the same `idempotency_key` goes on from there.
+        """
+        flow = job_flows.submit_jobs(requests, self._client.policy, idempotency_key=idempotency_key)
+        seen = await self._client.run(flow)
         outcomes = [item if isinstance(item, ItemError) else AsyncJob(self._client, item) for item in seen]
         refused = {index: item for index, item in enumerate(outcomes) if isinstance(item, ItemError)}
         if refused and errors == "raise":
@@ -139,8 +176,17 @@ class AsyncJobs:
         """The job as it is now; NoSuchThing if this project has none with that id."""
         return AsyncJob(self._client, await self._client.run(job_flows.get_job(job_id, self._client.policy)))
 
-    async def list(self, *, limit: int | None = None, **filters: str | int | float) -> AsyncIterator[AsyncJob]:
-        """Jobs, newest first, fetched page by page; `limit` in all. Filters: kind, status, model, created_after."""
+    async def list(
+        self,
+        *,
+        kind: str | None = None,
+        status: str | None = None,
+        model: str | None = None,
+        created_after: float | datetime | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[AsyncJob]:
+        """Jobs, newest first, fetched page by page; `limit` in all. `created_after`: Unix seconds, or an aware time."""
+        filters = job_flows.job_filters(kind=kind, status=status, model=model, created_after=created_after)
         left, after = limit, None
         while left is None or left > 0:
             page_filters = {**filters, "limit": job_flows.page_limit(left)}
@@ -191,16 +237,34 @@ class AsyncJobs:
         """The failed job, queued again with its history; StateConflict if it has not failed."""
         return AsyncJob(self._client, await self._client.run(job_flows.retry_job(job_id, self._client.policy)))
 
+    async def notices(self, job_id: str) -> builtins.list[JobNotice]:
+        """Who is told of the job's ends, and how that goes; oldest end first."""
+        return builtins.list(await self._client.run(webhook_flows.list_notices(job_id, self._client.policy)))
+
+    async def redeliver(self, job_id: str, notice_id: str) -> JobNotice:
+        """The notice, due again now, also if it was accepted or given up; NoSuchThing if the job has no such notice."""
+        return await self._client.run(webhook_flows.redeliver(job_id, notice_id, self._client.policy))
+
     async def delete(self, job_id: str) -> None:
         """Remove the job with its inputs, result and events."""
         await self._client.run(job_flows.delete_job(job_id, self._client.policy))
 
-    async def wait(self, job_id: str, *, timeout_s: float | None = None) -> AsyncJob:
-        """The job once it has ended, however it ended; WaitTimedOut after `timeout_s`."""
+    async def wait(self, job_id: str, *, timeout_s: float | None = None, progress: bool = False) -> AsyncJob:
+        """The job once it has ended, however it ended; WaitTimedOut after `timeout_s`. `progress` as for a job."""
+        if progress:
+            return await (await self.get(job_id)).wait(timeout_s=timeout_s, progress=True)
         flow = job_flows.wait_for_job(job_id, self._client.policy, timeout_s=timeout_s)
         return AsyncJob(self._client, await self._client.run(flow))
 
-    async def wait_many(self, job_ids: Sequence[str], *, timeout_s: float | None = None) -> builtins.list[AsyncJob]:
-        """All jobs once all have ended, in the order given; WaitTimedOut after `timeout_s` in all."""
-        flow = job_flows.wait_for_jobs(job_ids, self._client.policy, timeout_s=timeout_s)
-        return [AsyncJob(self._client, seen) for seen in await self._client.run(flow)]
+    async def wait_many(
+        self, jobs: Sequence[str | JobFields], *, timeout_s: float | None = None, progress: bool = False
+    ) -> builtins.list[AsyncJob]:
+        """All jobs (or ids) once all have ended, however they ended, in the order given.
+
+        WaitTimedOut after `timeout_s` in all. With `progress` stderr shows how many have ended.
+        """
+        ids = [job if isinstance(job, str) else job.id for job in jobs]
+        policy = self._client.policy
+        with reporting(f"{len(ids)} jobs" if progress else None) as on_progress:
+            flow = job_flows.wait_for_jobs(ids, policy, timeout_s=timeout_s, on_progress=on_progress)
+            return [AsyncJob(self._client, seen) for seen in await self._client.run(flow)]

@@ -10,6 +10,7 @@ from ondol.client import classify_flow
 from ondol.client.classify_flow import Pair, classify_request, tag_request
 from ondol.client.flow import Flow
 from ondol.client.labels import Entity, LabelScore, PartialResults, unwrap
+from ondol.client.progress import reporting
 from ondol.client.retry import RetryPolicy
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["raise"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -43,6 +45,7 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["raise"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -55,6 +58,7 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["return"],
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -66,13 +70,15 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
     ) -> list[LabelScore] | list[list[LabelScore]] | PartialResults[list[LabelScore]]:
         """Labels with scores, best first: one list for a text, a list of lists for a list; see `Ondol.classify`."""
         request = classify_request(inputs, model, options, as_job=as_job, priority=priority)
-        outcome = await self.run(classify_flow.classify(request, self.policy))
+        with reporting(f"classifying with {model}" if progress else None) as on_progress:
+            outcome = await self.run(classify_flow.classify(request, self.policy, on_progress))
         return outcome if errors == "return" else unwrap(outcome, is_one=isinstance(inputs, str | Mapping))
 
     @overload
@@ -82,6 +88,7 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["raise"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -94,6 +101,7 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["raise"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -106,6 +114,7 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["return"],
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
@@ -117,11 +126,13 @@ class AsyncLabelCalls(ABC):
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
+        progress: bool = False,
         as_job: bool = False,
         priority: str | None = None,
         **options: Any,
     ) -> list[Entity] | list[list[Entity]] | PartialResults[list[Entity]]:
         """Entities: one list for a str, a list of lists for a list, in its order; see `Ondol.tag`."""
         request = tag_request(texts, model, options, as_job=as_job, priority=priority)
-        outcome = await self.run(classify_flow.tag(request, self.policy))
+        with reporting(f"tagging with {model}" if progress else None) as on_progress:
+            outcome = await self.run(classify_flow.tag(request, self.policy, on_progress))
         return outcome if errors == "return" else unwrap(outcome, is_one=isinstance(texts, str))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from ondol.client.errors import JobFailed, OndolAPIError
-from ondol.client.flow import Flow
-from ondol.client.job_flows import OnUpdate, cancel_job, submit_job, wait_for_job
+from ondol.client.flow import INTERRUPTIONS, Flow
+from ondol.client.job_flows import OnProgress, OnUpdate, cancel_job, submit_job, wait_for_job
 from ondol.client.records import JobFields, JobRequest
 from ondol.client.retry import RetryPolicy
 from ondol.contract.errors import OndolError
@@ -16,13 +16,13 @@ from ondol.contract.errors import OndolError
 MAX_CALL_TEXTS = 64
 MAX_CALL_BYTES = 64 * 1024
 MAX_JOB_TEXTS = 4_000
+MAX_WATCHED_JOB_TEXTS = 500
+"""Where somebody watches: a job is done as a whole, so that smaller ones show more of how it goes."""
 MAX_JOB_BYTES = 4 * 1024 * 1024
 
 T = TypeVar("T")
 Input = str | dict[str, str]
 """A text, or `{"text", "text_pair"}`."""
-OnProgress = Callable[[int, int], None]
-"""Told (inputs done, inputs in all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +76,24 @@ def run_inputs(
     return (yield from _run_as_jobs(request, ways, policy, on_progress))
 
 
-def job_requests(request: BulkRequest) -> list[JobRequest]:
-    """The jobs that `request` becomes: at most 4,000 inputs and about 4 MiB each, in order."""
+def job_requests(request: BulkRequest, *, max_texts: int = MAX_JOB_TEXTS) -> list[JobRequest]:
+    """The jobs that `request` becomes: at most `max_texts` inputs and about 4 MiB each, in order."""
     return [
         JobRequest(request.kind, list(part), request.model, request.options, request.priority)
-        for part in _cut(request.inputs)
+        for part in _cut(request.inputs, max_texts)
     ]
 
 
 def _run_as_jobs(request: BulkRequest, ways: Ways[T], policy: RetryPolicy, on_progress: OnProgress | None) -> Flow[T]:
     jobs: list[JobFields] = []
     try:
-        for part in job_requests(request):
+        for part in job_requests(request, max_texts=MAX_WATCHED_JOB_TEXTS if on_progress else MAX_JOB_TEXTS):
             jobs.append((yield from submit_job(part, policy)))
         counter = _Counter(jobs, len(request.inputs), on_progress) if on_progress else None
         yield from _wait_for_all(jobs, policy, counter)
         return (yield from ways.collect(jobs, policy))
-    except (OndolError, KeyboardInterrupt):
-        yield from _cancel_all(jobs, policy)
+    except (OndolError, *INTERRUPTIONS):
+        yield from _cancel_all(jobs, replace(policy, max_retries=0))
         raise
 
 
@@ -126,12 +126,12 @@ class _Counter:
         self._listener(sum(self._done.values()), self._num_inputs)
 
 
-def _cut(inputs: Sequence[Input]) -> Iterator[tuple[Input, ...]]:
+def _cut(inputs: Sequence[Input], max_texts: int) -> Iterator[tuple[Input, ...]]:
     part: list[Input] = []
     part_bytes = 0
     for item in inputs:
         item_bytes = _size_bytes(item)
-        if part and (len(part) == MAX_JOB_TEXTS or part_bytes + item_bytes > MAX_JOB_BYTES):
+        if part and (len(part) == max_texts or part_bytes + item_bytes > MAX_JOB_BYTES):
             yield tuple(part)
             part, part_bytes = [], 0
         part.append(item)

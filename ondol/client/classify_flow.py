@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ondol.client.bulk_flow import BulkRequest, Input, OnProgress, Ways, run_inputs
+from ondol.client.bulk_flow import BulkRequest, Input, Ways, run_inputs
 from ondol.client.embed_flow import check_texts
 from ondol.client.errors import BadAnswer, ItemError
 from ondol.client.flow import Flow, Request, exchange
-from ondol.client.job_flows import get_result
+from ondol.client.job_flows import OnProgress, get_result
 from ondol.client.labels import Entity, LabelScore, PartialResults, parse_entities, parse_label_scores
 from ondol.client.records import JobFields
 from ondol.client.retry import RetryPolicy

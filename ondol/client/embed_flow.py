@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ondol.client.bulk_flow import BulkRequest, OnProgress, Ways, run_inputs
+from ondol.client.bulk_flow import BulkRequest, Ways, run_inputs
 from ondol.client.errors import ItemError
-from ondol.client.flow import Flow, Request, exchange_json
-from ondol.client.job_flows import get_vectors
+from ondol.client.flow import Flow, Request, exchange_json, idempotent
+from ondol.client.job_flows import OnProgress, get_vectors
 from ondol.client.records import JobFields
 from ondol.client.retry import RetryPolicy
 from ondol.client.vectors import Vectors, join_vectors, vectors_from_call
@@ -90,7 +89,7 @@ def _call(request: BulkRequest, policy: RetryPolicy) -> Flow[PartialVectors]:
         "model": request.model,
         "encoding_format": "base64",
     }
-    send = Request("POST", "/v1/embeddings", body=body, headers={"idempotency-key": str(uuid.uuid4())})
+    send = Request("POST", "/v1/embeddings", body=body, headers=idempotent())
     answer = yield from exchange_json(send, policy)
     return PartialVectors(vectors_from_call(answer, num_inputs=len(request.inputs)), {})
 

@@ -44,7 +44,10 @@ class AnswerTimedOut(ConnectionFailed):
 
 
 class OndolAPIError(OndolError):
-    """The server refused: `status` (HTTP), `code`, `param` (the field at fault) and `request_id` say what and where."""
+    """The server refused: `status` (HTTP), `code`, `param` (the field at fault) and `request_id` say what and where.
+
+    `after_lost_answer`: an earlier try of the same request may have reached the server, and may have worked.
+    """
 
     def __init__(
         self,
@@ -55,11 +58,13 @@ class OndolAPIError(OndolError):
         param: str | None = None,
         request_id: str | None = None,
         retry_after_s: float | None = None,
+        after_lost_answer: bool = False,
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.after_lost_answer = after_lost_answer
 
     @property
     def input_index(self) -> int | None:
@@ -153,7 +158,12 @@ _BY_STATUS: dict[int, type[OndolAPIError]] = {
 
 
 def error_from_answer(
-    status: int, content: bytes, *, request_id: str | None, retry_after_s: float | None
+    status: int,
+    content: bytes,
+    *,
+    request_id: str | None,
+    retry_after_s: float | None,
+    after_lost_answer: bool = False,
 ) -> OndolAPIError:
     """The error that an answer with a status of 400 or more states, in OpenAI's shape, Hugging Face's, or none."""
     kind = _BY_STATUS.get(status) or (ServerFailed if status >= 500 else RequestRefused)
@@ -167,6 +177,7 @@ def error_from_answer(
         param=None if param is None else str(param),
         request_id=request_id,
         retry_after_s=retry_after_s,
+        after_lost_answer=after_lost_answer,
     )
 
 

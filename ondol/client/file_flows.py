@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from ondol.client.errors import BadAnswer, ConnectionFailed
 from ondol.client.file_transfer import FileUpload, HashedSink
-from ondol.client.flow import Flow, Json, Pause, Request, exchange, exchange_json
+from ondol.client.flow import Flow, Json, Pause, Request, delete, exchange, exchange_json
 from ondol.client.records import Page, parse_page
 from ondol.client.retry import RetryPolicy
 
@@ -64,7 +64,7 @@ def list_files(policy: RetryPolicy, *, purpose: str | None, after: str | None, l
 
 def delete_file(file_id: str, policy: RetryPolicy) -> Flow[None]:
     """Nothing; the file and its content are gone. StateConflict while a fine-tune that has not ended names it."""
-    yield from exchange(Request("DELETE", f"/v1/files/{file_id}"), policy)
+    yield from delete(f"/v1/files/{file_id}", policy)
 
 
 def get_content(file_id: str, policy: RetryPolicy) -> Flow[bytes]:

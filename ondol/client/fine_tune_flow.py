@@ -11,7 +11,7 @@ from typing import Any
 from ondol.client.errors import OndolAPIError
 from ondol.client.file_flows import DEFAULT_PURPOSE, delete_file, put_file
 from ondol.client.file_transfer import FileUpload
-from ondol.client.flow import Flow
+from ondol.client.flow import INTERRUPTIONS, Flow
 from ondol.client.job_flows import submit_job
 from ondol.client.records import JobFields, JobRequest
 from ondol.client.retry import RetryPolicy
@@ -35,6 +35,15 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """What any job may carry beside its options; None leaves it to the server's default."""
+
+    priority: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    webhook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FineTune:
     """A checked request: files as ids or ready for upload, and the job's options without them."""
 
@@ -42,8 +51,7 @@ class FineTune:
     validation: FileUpload | str | None
     model: str
     options: Mapping[str, Any]
-    priority: str | None = None
-    metadata: Mapping[str, Any] | None = None
+    envelope: Envelope
 
 
 def fine_tune_request(
@@ -53,8 +61,7 @@ def fine_tune_request(
     model: str,
     name: str,
     options: Mapping[str, Any],
-    priority: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    envelope: Envelope,
 ) -> FineTune:
     """The request; InvalidPayload for a file that cannot be read, a wrong name, or an option that is given twice.
 
@@ -72,7 +79,7 @@ def fine_tune_request(
         raise _given_twice(option, (option,))
     train = _source(data)
     checked = None if validation is None else _source(validation)
-    return FineTune(train, checked, model, {"output_name": name, **placed}, priority, metadata)
+    return FineTune(train, checked, model, {"output_name": name, **placed}, envelope)
 
 
 def place_options(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,11 +109,18 @@ def fine_tune(request: FineTune, policy: RetryPolicy) -> Flow[JobFields]:
         if request.validation is not None:
             files["validation_file"] = yield from _file_id(request.validation, uploaded, policy)
         options = {**request.options, **files}
+        about = request.envelope
         job = JobRequest(
-            "fine-tune", None, request.model, options, priority=request.priority, metadata=request.metadata
+            "fine-tune",
+            None,
+            request.model,
+            options,
+            priority=about.priority,
+            metadata=about.metadata,
+            webhook=about.webhook,
         )
         return (yield from submit_job(job, policy))
-    except (OndolAPIError, KeyboardInterrupt):
+    except (OndolAPIError, *INTERRUPTIONS):
         yield from _delete_all(uploaded.values(), policy)
         raise
 

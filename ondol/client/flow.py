@@ -8,15 +8,19 @@ into the flow.
 from __future__ import annotations
 
 import json
+import uuid
+from asyncio import CancelledError
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from ondol.client.errors import BadAnswer, ConnectionFailed, error_from_answer
+from ondol.client.errors import BadAnswer, ConnectionFailed, NoSuchThing, error_from_answer
 from ondol.client.retry import RetryPolicy, retry_after_s
 
 T = TypeVar("T")
 Json = dict[str, Any]
+INTERRUPTIONS = (KeyboardInterrupt, CancelledError)
+"""What ends a flow from outside; thrown into it, so that it can take back what it began."""
 
 
 class Upload(Protocol):
@@ -93,11 +97,13 @@ Flow = Generator[Effect, Answer | None, T]
 def exchange(request: Request, policy: RetryPolicy) -> Flow[Answer]:
     """The answer to `request` after as many tries as the policy allows; OndolAPIError or ConnectionFailed otherwise."""
     tries = 0
+    was_answer_lost = False
     while True:
         tries += 1
         try:
             answer = yield Send(request)
-        except ConnectionFailed:
+        except ConnectionFailed as error:
+            was_answer_lost = was_answer_lost or error.was_sent
             delay_s = policy.delay_after_failure(tries)
             if delay_s is None:
                 raise
@@ -112,7 +118,9 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Answer]:
                     answer.content,
                     request_id=answer.headers.get("x-request-id"),
                     retry_after_s=retry_after_s(answer.headers),
+                    after_lost_answer=was_answer_lost,
                 )
+            was_answer_lost = was_answer_lost or answer.status >= 500
         yield Pause(delay_s)
 
 
@@ -120,6 +128,23 @@ def exchange_json(request: Request, policy: RetryPolicy) -> Flow[Json]:
     """Like `exchange`, for answers that are JSON objects; BadAnswer when the body is anything else."""
     answer = yield from exchange(request, policy)
     return parse_json(answer.content)
+
+
+def delete(path: str, policy: RetryPolicy, params: Mapping[str, str | int | float] | None = None) -> Flow[None]:
+    """Nothing; what stood at `path` is gone. NoSuchThing if it never was there.
+
+    A try whose answer was lost may have deleted it, so that after one its absence is success.
+    """
+    try:
+        yield from exchange(Request("DELETE", path, params=params or {}), policy)
+    except NoSuchThing as error:
+        if not error.after_lost_answer:
+            raise
+
+
+def idempotent(key: str | None = None) -> dict[str, str]:
+    """The header with which the server does a thing once, however often it is tried; a fresh key by default."""
+    return {"idempotency-key": key or str(uuid.uuid4())}
 
 
 def parse_json(content: bytes) -> Json:

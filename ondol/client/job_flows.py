@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from ondol.client.errors import ItemError, JobFailed, NoSuchThing, OndolAPIError, WaitTimedOut
-from ondol.client.flow import Flow, Json, Request, exchange, exchange_json
+from ondol.client.errors import BadAnswer, ItemError, JobFailed, NoSuchThing, OndolAPIError, WaitTimedOut
+from ondol.client.flow import Flow, Json, Request, delete, exchange, exchange_json, idempotent
 from ondol.client.records import (
     JobEvent,
     JobFields,
@@ -23,30 +24,38 @@ from ondol.client.records import (
 )
 from ondol.client.retry import RetryPolicy
 from ondol.client.vectors import Vectors, vectors_from_npy, vectors_from_result
+from ondol.contract.errors import InvalidPayload
 
 MAX_BATCH_JOBS = 1_000
+MAX_BATCH_BYTES = 16 * 1024 * 1024
 LONG_POLL_S = 30.0
 PROGRESS_POLL_S = 1.0
 PAGE_JOBS = 100
 PAGE_EVENTS = 500
 
 OnUpdate = Callable[[JobFields], None]
+OnProgress = Callable[[int, int], None]
+"""Told (done, in all)."""
 Outcome = JobFields | ItemError
 
 
 def submit_job(request: JobRequest, policy: RetryPolicy, *, idempotency_key: str | None = None) -> Flow[JobFields]:
     """The accepted job. Safe to repeat: every try carries the same Idempotency-Key."""
-    send = Request("POST", "/v1/jobs", body=request.body(), headers=_idempotent(idempotency_key))
+    send = Request("POST", "/v1/jobs", body=request.body(), headers=idempotent(idempotency_key))
     return parse_job((yield from exchange_json(send, policy)))
 
 
-def submit_jobs(requests: Sequence[JobRequest], policy: RetryPolicy) -> Flow[list[Outcome]]:
-    """One outcome a request, in order; each 1,000 requests are one transaction of the server."""
+def submit_jobs(
+    requests: Sequence[JobRequest], policy: RetryPolicy, *, idempotency_key: str | None = None
+) -> Flow[list[Outcome]]:
+    """One outcome a request, in order; each slice of them is one transaction of the server."""
     outcomes: list[Outcome] = []
-    for start in range(0, len(requests), MAX_BATCH_JOBS):
-        part = [request.body() for request in requests[start : start + MAX_BATCH_JOBS]]
-        send = Request("POST", "/v1/jobs/batch", body={"jobs": part}, headers=_idempotent(None))
+    for number, part in enumerate(_slices(requests)):
+        headers = idempotent(f"{idempotency_key}/{number}" if idempotency_key else None)
+        send = Request("POST", "/v1/jobs/batch", body={"jobs": part}, headers=headers)
         page = parse_page((yield from exchange_json(send, policy)))
+        if len(page.data) != len(part):
+            raise BadAnswer(f"{len(part)} jobs were submitted, and the server answered for {len(page.data)}")
         outcomes += [_outcome(item) for item in page.data]
     return outcomes
 
@@ -78,14 +87,23 @@ def wait_for_job(
 
 
 def wait_for_jobs(
-    job_ids: Sequence[str], policy: RetryPolicy, *, timeout_s: float | None = None
+    job_ids: Sequence[str],
+    policy: RetryPolicy,
+    *,
+    timeout_s: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Flow[list[JobFields]]:
-    """All jobs once all have ended, in the order given; WaitTimedOut after `timeout_s` in all."""
+    """All jobs once all have ended, in the order given; WaitTimedOut after `timeout_s` in all.
+
+    `on_progress` is told how many of them, from the first on, have ended.
+    """
     give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-    ended = []
+    ended: list[JobFields] = []
     for job_id in job_ids:
         left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
         ended.append((yield from wait_for_job(job_id, policy, timeout_s=left_s)))
+        if on_progress:
+            on_progress(len(ended), len(job_ids))
     return ended
 
 
@@ -126,17 +144,23 @@ def list_events(job_id: str, policy: RetryPolicy) -> Flow[list[JobEvent]]:
 
 def cancel_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
     """The job, cancelled; StateConflict if it had ended before."""
-    return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/cancel"), policy)))
+    return (yield from change_job(job_id, "cancel", policy))
 
 
 def retry_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
     """The failed job, queued again; StateConflict if it has not failed."""
-    return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/retry"), policy)))
+    return (yield from change_job(job_id, "retry", policy))
+
+
+def change_job(job_id: str, verb: str, policy: RetryPolicy) -> Flow[JobFields]:
+    """The job after `verb`; StateConflict where its state does not allow that. Safe to repeat, as a submit is."""
+    send = Request("POST", f"/v1/jobs/{job_id}/{verb}", headers=idempotent())
+    return parse_job((yield from exchange_json(send, policy)))
 
 
 def delete_job(job_id: str, policy: RetryPolicy) -> Flow[None]:
     """Nothing; inputs, result and events of the job are gone."""
-    yield from exchange(Request("DELETE", f"/v1/jobs/{job_id}"), policy)
+    yield from delete(f"/v1/jobs/{job_id}", policy)
 
 
 def list_jobs(policy: RetryPolicy, *, filters: Mapping[str, str | int | float], after: str | None) -> Flow[Page]:
@@ -145,9 +169,39 @@ def list_jobs(policy: RetryPolicy, *, filters: Mapping[str, str | int | float], 
     return parse_page((yield from exchange_json(Request("GET", "/v1/jobs", params=params), policy)))
 
 
+def job_filters(
+    *, kind: str | None, status: str | None, model: str | None, created_after: float | datetime | None
+) -> dict[str, str | int | float]:
+    """Those that are given, as `GET /v1/jobs` takes them. InvalidPayload for a time without a zone."""
+    if isinstance(created_after, datetime):
+        if created_after.tzinfo is None:
+            raise InvalidPayload("a time without a zone says nothing; use datetime.now(UTC)", param="created_after")
+        created_after = created_after.timestamp()
+    given = {"kind": kind, "status": status, "model": model, "created_after": created_after}
+    return {
+        name: value if isinstance(value, float) else str(value) for name, value in given.items() if value is not None
+    }
+
+
 def page_limit(left: int | None) -> int:
     """How many jobs to ask for when `left` (None: all) are still wanted."""
     return PAGE_JOBS if left is None else min(PAGE_JOBS, left)
+
+
+def _slices(requests: Sequence[JobRequest]) -> Iterator[list[Json]]:
+    """The requests' bodies in order: at most 1,000, and about 16 MiB of JSON, at a time."""
+    part: list[Json] = []
+    part_bytes = 0
+    for request in requests:
+        body = request.body()
+        body_bytes = len(json.dumps(body))
+        if part and (len(part) == MAX_BATCH_JOBS or part_bytes + body_bytes > MAX_BATCH_BYTES):
+            yield part
+            part, part_bytes = [], 0
+        part.append(body)
+        part_bytes += body_bytes
+    if part:
+        yield part
 
 
 def _explain(job_id: str, error: OndolAPIError, policy: RetryPolicy) -> Flow[None]:
@@ -167,7 +221,3 @@ def _outcome(raw: Json) -> Outcome:
     if raw.get("object") == "job" or "id" in raw:
         return parse_job(raw)
     return parse_item_error(error) or ItemError("unknown", "the server gave no reason")
-
-
-def _idempotent(key: str | None) -> dict[str, str]:
-    return {"idempotency-key": key or str(uuid.uuid4())}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from ondol.client.errors import BadAnswer, NoSuchThing
+from ondol.client.errors import BadAnswer, NoSuchThing, StateConflict
 from ondol.client.file_transfer import HashedSink
-from ondol.client.flow import Flow, Json, Request, exchange, exchange_json
+from ondol.client.flow import Flow, Json, Request, delete, exchange, exchange_json
 from ondol.client.records import JobRequest, ModelInfo, parse_model, parse_page
 from ondol.client.retry import RetryPolicy
 from ondol.contract.errors import InvalidPayload
@@ -78,7 +78,7 @@ def get_model(ref: str, policy: RetryPolicy) -> Flow[ModelInfo]:
 
 def delete_version(ref: str, policy: RetryPolicy) -> Flow[None]:
     """Nothing; the version `name:3` is unknown to new requests. StateConflict while an alias points to it."""
-    yield from exchange(Request("DELETE", _path(ref)), policy)
+    yield from delete(_path(ref), policy)
 
 
 def set_alias(
@@ -89,7 +89,15 @@ def set_alias(
     if expected != "any":
         body["expected"] = expected
     send = Request("PUT", f"{_path(name)}/aliases/{quote(alias, safe='')}", body=body)
-    return _parse_alias((yield from exchange_json(send, policy)))
+    try:
+        return _parse_alias((yield from exchange_json(send, policy)))
+    except StateConflict as error:
+        # A first try that worked moved the alias away from what a second one expects.
+        found = (yield from list_aliases(name, policy)) if error.after_lost_answer else []
+        for moved in found:
+            if (moved.name, moved.version) == (alias, f"{name}:{version}"):
+                return moved
+        raise
 
 
 def delete_alias(name: str, alias: str, policy: RetryPolicy, *, expected: int | None, reason: str) -> Flow[None]:
@@ -97,7 +105,7 @@ def delete_alias(name: str, alias: str, policy: RetryPolicy, *, expected: int | 
     params: dict[str, str | int | float] = {"reason": reason} if reason else {}
     if expected is not None:
         params["expected"] = expected
-    yield from exchange(Request("DELETE", f"{_path(name)}/aliases/{quote(alias, safe='')}", params=params), policy)
+    yield from delete(f"{_path(name)}/aliases/{quote(alias, safe='')}", policy, params)
 
 
 def list_aliases(name: str, policy: RetryPolicy) -> Flow[list[AliasInfo]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
+    from ondol.client.job_bar import JobBar
     from ondol.client.records import JobFields
 
 _LINE_EVERY_S = 5.0
+_NARROWEST_BAR, _WIDEST_BAR = 5, 20
 
 
 class ProgressReport:
@@ -20,25 +22,25 @@ class ProgressReport:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._bar: Progress | None = None
+        self._bar: JobBar | None = None
         self._last_line = ""
         self._last_at = 0.0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            self._bar = _new_bar()
-            self._bar.start()
-            self._task = self._bar.add_task(self._what, total=None, note="")
+            from ondol.client.job_bar import JobBar
+
+            self._bar = JobBar(self._what)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         """Show that `done` of `total` are done."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
+            self._bar.show(done, total, note)
         else:
             self._print_line(done, total, note)
 
@@ -55,15 +57,17 @@ class ProgressReport:
             self._last_line, self._last_at = line, time.monotonic()
 
 
-def _new_bar() -> Progress:
-    from rich import progress
-    from rich.console import Console
+@contextmanager
+def reporting(what: str | None) -> Iterator[Callable[[int, int], None] | None]:
+    """Who is to be told (done, total) of `what` while the block runs; None, and nothing is shown, without a `what`."""
+    if what is None:
+        yield None
+        return
+    with ProgressReport(what) as report:
+        yield report.update
 
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
+
+def bar_chars(columns: int, others: Sequence[str]) -> int | None:
+    """How wide a bar beside the other texts may be, 5 to 20 characters; None if they leave no room for it."""
+    room = columns - sum(len(text) + 1 for text in others) - 1
+    return min(room, _WIDEST_BAR) if room >= _NARROWEST_BAR else None

@@ -26,6 +26,7 @@ class JobRequest:
     deadline_s: float | None = None
     not_before: float | None = None
     metadata: Mapping[str, Any] | None = None
+    webhook: str | None = None
 
     def body(self) -> Json:
         """The request as `POST /v1/jobs` takes it."""
@@ -35,6 +36,7 @@ class JobRequest:
             "deadline_s": self.deadline_s,
             "not_before": self.not_before,
             "metadata": self.metadata,
+            "webhook": self.webhook,
         }
         given = {name: value for name, value in optional.items() if value is not None}
         return {"kind": self.kind, "input": self.input, "options": dict(self.options), **given}
@@ -53,8 +55,8 @@ class Progress:
 class JobFields:
     """A job as the server last described it; times are aware and in UTC, `raw` is the JSON itself.
 
-    Only fine-tunes have the last three: what the check of the files `resolved`, when a pause was asked for that has not
-    come about yet, and since when a cancelled one's device is free.
+    Only fine-tunes have the three behind `raw`: what the check of the files `resolved`, when a pause was asked for that
+    has not come about yet, and since when a cancelled one's device is free.
     """
 
     id: str
@@ -76,6 +78,7 @@ class JobFields:
     resolved: Mapping[str, Any] | None = None
     pause_requested_at: datetime | None = None
     device_released_at: datetime | None = None
+    webhook: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -177,6 +180,7 @@ def parse_job(raw: Json) -> JobFields:
             resolved=raw.get("resolved"),
             pause_requested_at=_time(raw.get("pause_requested_at")),
             device_released_at=_time(raw.get("device_released_at")),
+            webhook=raw.get("webhook"),
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise BadAnswer(f"this is not a job: {str(raw)[:200]}") from exc

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 import httpx
 
 from ondol.client import embed_flow, fine_tune_flow
-from ondol.client.bulk_flow import BulkRequest, OnProgress
 from ondol.client.embed_flow import PartialVectors, embed_request
 from ondol.client.errors import ItemErrors
 from ondol.client.event_stream import EventStream
-from ondol.client.fine_tune_flow import Source, fine_tune_request
+from ondol.client.fine_tune_flow import Envelope, Source, fine_tune_request
 from ondol.client.flow import Answer, Effect, Flow, Pause, Request, Sink
 from ondol.client.http import build_request, connect_options, to_answer, translate
-from ondol.client.progress import ProgressReport
+from ondol.client.progress import reporting
 from ondol.client.records import JobEvent
 from ondol.client.retry import RetryPolicy
 from ondol.client.settings import find_target
@@ -26,6 +27,7 @@ from ondol.client.sync_jobs import Job, Jobs
 from ondol.client.sync_labels import LabelCalls
 from ondol.client.sync_models import Models
 from ondol.client.vectors import Vectors
+from ondol.client.webhooks import Webhooks
 from ondol.contract.errors import OndolError
 
 T = TypeVar("T")
@@ -53,9 +55,7 @@ class Ondol(LabelCalls):
         self.policy = RetryPolicy(max_retries=max_retries)
         self._timeout_s = timeout
         self._http = httpx.Client(**connect_options(target, timeout), transport=transport)
-        self.jobs = Jobs(self)
-        self.models = Models(self)
-        self.files = Files(self)
+        self._open_parts()
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +66,19 @@ class Ondol(LabelCalls):
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> Self:
+        """This client with another `timeout` (seconds an answer may take) or number of retries, for some calls.
+
+        As in `client.with_options(timeout=5).embed(…)`. It shares the connections: closing either closes both.
+        """
+        other = copy.copy(self)
+        if timeout is not None:
+            other._timeout_s = timeout
+        if max_retries is not None:
+            other.policy = replace(self.policy, max_retries=max_retries)
+        other._open_parts()
+        return other
 
     @overload
     def embed(
@@ -111,11 +124,8 @@ class Ondol(LabelCalls):
         `errors="return"`.
         """
         request = embed_request(texts, model, options, as_job=as_job, priority=priority)
-        if progress:
-            with ProgressReport(f"embedding with {model}") as report:
-                outcome = self._embed(request, report.update)
-        else:
-            outcome = self._embed(request, None)
+        with reporting(f"embedding with {model}" if progress else None) as on_progress:
+            outcome = self.run(embed_flow.embed(request, self.policy, on_progress))
         if errors == "return":
             return outcome
         if outcome.errors:
@@ -146,6 +156,7 @@ class Ondol(LabelCalls):
         validate_only: bool | None = None,
         priority: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
         **options: Any,
     ) -> Job:
         """The accepted fine-tune of `model` on labelled data, which publishes a version of the model `name`.
@@ -173,9 +184,8 @@ class Ondol(LabelCalls):
             "validate_only": validate_only,
             **options,
         }
-        request = fine_tune_request(
-            data, validation, model=model, name=name, options=given, priority=priority, metadata=metadata
-        )
+        envelope = Envelope(priority=priority, metadata=metadata, webhook=webhook)
+        request = fine_tune_request(data, validation, model=model, name=name, options=given, envelope=envelope)
         return Job(self, self.run(fine_tune_flow.fine_tune(request, self.policy)))
 
     def run(self, flow: Flow[T]) -> T:
@@ -204,6 +214,12 @@ class Ondol(LabelCalls):
             if not stream.is_over:
                 time.sleep(stream.pause_s)
 
+    def _open_parts(self) -> None:
+        self.jobs = Jobs(self)
+        self.models = Models(self)
+        self.files = Files(self)
+        self.webhooks = Webhooks(self)
+
     def _read_stream(self, stream: EventStream) -> Iterator[JobEvent]:
         response = self._http.send(build_request(self._http, stream.request(), self._timeout_s), stream=True)
         try:
@@ -218,9 +234,6 @@ class Ondol(LabelCalls):
         finally:
             response.close()
         stream.closed()
-
-    def _embed(self, request: BulkRequest, on_progress: OnProgress | None) -> PartialVectors:
-        return self.run(embed_flow.embed(request, self.policy, on_progress))
 
     def _perform(self, effect: Effect) -> Answer | None:
         if isinstance(effect, Pause):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from ondol.client import classify_flow
-from ondol.client.bulk_flow import OnProgress
 from ondol.client.classify_flow import Pair, classify_request, tag_request
 from ondol.client.flow import Flow
 from ondol.client.labels import Entity, LabelScore, PartialResults, unwrap
-from ondol.client.progress import ProgressReport
+from ondol.client.progress import reporting
 from ondol.client.retry import RetryPolicy
 
 T = TypeVar("T")
@@ -84,8 +83,8 @@ class LabelCalls(ABC):
         the partial result, or come back with `errors="return"`.
         """
         request = classify_request(inputs, model, options, as_job=as_job, priority=priority)
-        what = f"classifying with {model}" if progress else None
-        outcome = self._run(lambda report: classify_flow.classify(request, self.policy, report), what)
+        with reporting(f"classifying with {model}" if progress else None) as on_progress:
+            outcome = self.run(classify_flow.classify(request, self.policy, on_progress))
         return outcome if errors == "return" else unwrap(outcome, is_one=isinstance(inputs, str | Mapping))
 
     @overload
@@ -144,13 +143,6 @@ class LabelCalls(ABC):
         Calls, jobs and errors as with `classify`.
         """
         request = tag_request(texts, model, options, as_job=as_job, priority=priority)
-        what = f"tagging with {model}" if progress else None
-        outcome = self._run(lambda report: classify_flow.tag(request, self.policy, report), what)
+        with reporting(f"tagging with {model}" if progress else None) as on_progress:
+            outcome = self.run(classify_flow.tag(request, self.policy, on_progress))
         return outcome if errors == "return" else unwrap(outcome, is_one=isinstance(texts, str))
-
-    def _run(self, begin: Callable[[OnProgress | None], Flow[T]], what: str | None) -> T:
-        """What the flow returns; its progress is reported under `what`, if that is given."""
-        if what is None:
-            return self.run(begin(None))
-        with ProgressReport(what) as report:
-            return self.run(begin(report.update))

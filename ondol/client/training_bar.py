@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 
 from rich.console import Console
@@ -9,29 +10,37 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from ondol.client.progress import bar_chars
 from ondol.client.training_progress import TrainingProgress
 
-_BAR_CHARS = 20
 _DIGITS = 3
 """One less than lines have: the bar fits 80 columns."""
+_ETA_CHARS = len("ETA 10:00:00")
 
 
 class TrainingBar:
-    """Draws from `__init__` until `close`."""
+    """Draws from `__init__` until `close`; never wider than the terminal."""
 
     def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = BarColumn()
         self._shown = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=_BAR_CHARS),
+            self._bar,
             TextColumn("{task.fields[steps]}", markup=False),
             TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             _TimeLeft(Column(no_wrap=True)),
-            console=Console(stderr=True, highlight=False),
+            console=self._console,
         )
         self._task = self._shown.add_task("", total=None, steps="", numbers="", ends_at=None)
         self._report: tuple[int, float | None] | None = None
         self._ends_at: float | None = None
         self._shown.start()
+
+    @property
+    def columns(self) -> int:
+        """How wide the terminal is now."""
+        return self._console.width
 
     def show(self, progress: TrainingProgress) -> None:
         """Show where the fine-tune stands."""
@@ -39,19 +48,27 @@ class TrainingBar:
         if report != self._report:
             self._report = report
             self._ends_at = None if progress.eta_s is None else time.monotonic() + progress.eta_s
+        steps = f"{progress.step}/{progress.max_steps}" if progress.max_steps else ""
+        numbers = progress.numbers(digits=_DIGITS)
+        around = [progress.phase, steps, " " * _ETA_CHARS]
+        fitting = [numbers, numbers[1:]]  # the epoch is the one to miss: the steps say as much
+        room = [bar_chars(self.columns, [*around, *shown]) for shown in fitting]
+        chosen = 0 if room[0] is not None else 1
+        self._bar.bar_width = room[chosen] or 0
         self._shown.update(
             self._task,
             description=progress.phase,
             completed=progress.step,
             total=progress.max_steps,
-            steps=f"{progress.step}/{progress.max_steps}" if progress.max_steps else "",
-            numbers=" ".join(progress.numbers(digits=_DIGITS)),
+            steps=steps,
+            numbers=" ".join(fitting[chosen]),
             ends_at=self._ends_at,
         )
 
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        self._shown.console.print(line, markup=False)
+    def say(self, line: str, *, indent: int) -> None:
+        """Print a line above the bar; what is too long for one goes on below, behind so many spaces."""
+        folded = textwrap.wrap(line, self.columns, subsequent_indent=" " * indent, break_long_words=False)
+        self._console.print("\n".join(folded), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is, and draw no more."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ondol.client.errors import BadAnswer, WaitTimedOut
 from ondol.client.flow import Flow, Json, Request, exchange_json
-from ondol.client.job_flows import PAGE_EVENTS, PROGRESS_POLL_S
+from ondol.client.job_flows import PAGE_EVENTS, PROGRESS_POLL_S, change_job
 from ondol.client.records import JobEvent, JobFields, parse_event, parse_job, parse_page
 from ondol.client.retry import RetryPolicy
 
@@ -42,12 +42,12 @@ class Watcher(Protocol):
 
 def pause_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
     """The job, asked to pause at its next checkpoint; StateConflict unless it trains."""
-    return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/pause"), policy)))
+    return (yield from change_job(job_id, "pause", policy))
 
 
 def resume_job(job_id: str, policy: RetryPolicy) -> Flow[JobFields]:
     """The paused job, queued again; StateConflict if it is not paused."""
-    return parse_job((yield from exchange_json(Request("POST", f"/v1/jobs/{job_id}/resume"), policy)))
+    return (yield from change_job(job_id, "resume", policy))
 
 
 def list_checkpoints(job_id: str, policy: RetryPolicy) -> Flow[list[Checkpoint]]:

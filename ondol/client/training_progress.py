@@ -46,11 +46,14 @@ class TrainingProgress:
         self.metric: str | None = None
         self._job_id = job.id
         self._scores: dict[int, float] = {}
+        self._has_started = self._is_training = False
         self.see(job)
 
     @property
     def phase(self) -> str:
         """What is being done, in a word or two."""
+        if self.status == "running" and not self._is_training:
+            return "starting"
         if self.status == "running" and self.max_steps and self.step >= self.max_steps:
             return "publishing"
         return _PHASES.get(self.status, self.status)
@@ -69,12 +72,15 @@ class TrainingProgress:
         if job.resolved:
             self._learn(job.resolved.get("report") or {})
 
-    def take(self, event: JobEvent) -> str | None:
-        """The line that the event is worth, if any: all but reports of steps and the trainer's own log."""
+    def take(self, event: JobEvent, *, columns: int | None = None) -> str | None:
+        """The line that the event is worth, if any: all but reports of steps and the trainer's own log.
+
+        Of an evaluation it names as many metrics as `columns` have room for, the one that matters first.
+        """
         if event.type == "state":
             return self._moved(event.data)
         if event.type == "metrics":
-            return self._measured(event.data)
+            return self._measured(event.data, columns)
         if event.type == "message":
             return self._told(event.data)
         return None
@@ -104,18 +110,22 @@ class TrainingProgress:
         reason = str(data.get("reason"))
         if after != "running":
             self.eta_s = None
+            self._is_training = False
         if (after, reason) in _CHANGES:
             return _CHANGES[after, reason]
         if after == "running":
-            return f"attempt {data.get('attempt')} begins on {data.get('worker')}"
+            again = f" again, attempt {data.get('attempt')}," if self._has_started else ""
+            self._has_started = True
+            return f"starting{again} on {data.get('worker')}"
         if after == "paused":
             return f"paused; `ondol jobs resume {self._job_id}` goes on from its checkpoint"
         if after == "queued":
             return f"queued again ({reason})"
         return f"the job has {after}" if after in ("succeeded", "failed") else f"the job is {after} ({reason})"
 
-    def _measured(self, data: Mapping[str, Any]) -> str | None:
+    def _measured(self, data: Mapping[str, Any], columns: int | None) -> str | None:
         self.step = int(data["step"])
+        self._is_training = True
         self.epoch = data.get("epoch", self.epoch)
         if data.get("phase") != "evaluation":
             self.num_reports += 1
@@ -126,12 +136,13 @@ class TrainingProgress:
         value = metrics.get(self.metric) if self.metric else None
         if value is not None:
             self._scores[self.step] = value
-        said = ", ".join(
-            metric_text(name, value) for name, value in sorted(metrics.items(), key=self._own_metric_first)
-        )
-        is_best = self.best is not None and self.best.step == self.step
-        at = f" (epoch {self.epoch:.2f})" if self.epoch is not None else ""
-        return f"evaluation at step {self.step}{at}: {said}{' - the best so far' if is_best else ''}"
+        end = " - best so far" if self.best is not None and self.best.step == self.step else ""
+        said = [metric_text(name, value) for name, value in sorted(metrics.items(), key=self._own_metric_first)]
+        line = f"step {self.step}: {', '.join(said)}{end}"
+        while columns is not None and len(line) > columns and len(said) > 1:
+            said.pop()
+            line = f"step {self.step}: {', '.join(said)}{end}"
+        return line
 
     def _told(self, data: Mapping[str, Any]) -> str:
         self._learn(data.get("report") or {})
@@ -146,6 +157,7 @@ class TrainingProgress:
     def _begun(self, data: Mapping[str, Any]) -> None:
         """Training (again) stands at its first step or at a checkpoint; what came behind that counts no more."""
         self.max_steps = int(data["max_steps"])
+        self._is_training = True
         self.step = int(data.get("resumed_from") or 0)
         self.epoch = self.loss = self.eta_s = None
         self._scores = {step: value for step, value in self._scores.items() if step <= self.step}
@@ -154,8 +166,8 @@ class TrainingProgress:
         self.metric = report.get("metric", self.metric)
         self.max_steps = report.get("max_steps", self.max_steps)
 
-    def _own_metric_first(self, item: tuple[str, object]) -> tuple[bool, str]:
-        return (item[0] != self.metric, item[0])
+    def _own_metric_first(self, item: tuple[str, object]) -> tuple[int, str]:
+        return ([self.metric, "loss"].index(item[0]) if item[0] in (self.metric, "loss") else 2, item[0])
 
 
 def duration(total_s: float) -> str:

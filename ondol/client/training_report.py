@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ondol.client.training_bar import TrainingBar
 
 _STEPS_EVERY_S = 5.0
+_TIME_CHARS = len("00:00:00 ")
 
 
 class TrainingReport:
@@ -42,7 +43,8 @@ class TrainingReport:
 
     def take(self, event: JobEvent) -> None:
         """Show the next event."""
-        line = self._progress.take(event)
+        columns = None if self._bar is None else self._bar.columns - _TIME_CHARS
+        line = self._progress.take(event, columns=columns)
         if line is not None:
             self._say(f"{event.created_at.astimezone():%H:%M:%S} {line}")
         elif self._bar is None and event.type == "metrics":
@@ -64,7 +66,7 @@ class TrainingReport:
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.say(line)
+            self._bar.say(line, indent=_TIME_CHARS)
         else:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()

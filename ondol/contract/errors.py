@@ -69,6 +69,12 @@ class ModelRefused(ContractError):
     code = "model_refused"
 
 
+class InvalidWebhook(ContractError):
+    """A received webhook is not signed with the secret, or is too old; nothing in it is to be believed."""
+
+    code = "invalid_webhook"
+
+
 class NotAuthenticated(OndolError):
     """No valid API key came with the request."""
 
@@ -109,6 +115,12 @@ class Conflict(OndolError):
     """The request does not fit the present state of the thing."""
 
     code = "conflict"
+
+
+class TaskRevoked(OndolError):
+    """The task was revoked before its job was recorded; there is none."""
+
+    code = "task_revoked"
 
 
 class FileInUse(Conflict):

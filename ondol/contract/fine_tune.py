@@ -33,6 +33,9 @@ DEFAULT_METRIC = {
 }
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
 
+DEFAULT_LEARNING_RATE = {"full": 2e-5, "frozen": 1e-3}
+"""Of a training that names none, by backbone."""
+
 CONFIG_OVERRIDES = frozenset(
     {
         "attention_dropout",
@@ -80,7 +83,7 @@ class Hyperparameters(_Strict):
     per_device_eval_batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 64
     gradient_accumulation_steps: Annotated[int, Field(strict=True, ge=1, le=4096)] = 1
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """None: 2e-5 with a full backbone, 1e-3 with a frozen one."""
+    """None: that of the backbone in `DEFAULT_LEARNING_RATE`."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     warmup_steps: Annotated[float, Field(ge=0, le=100_000_000)] = 0.1
     """Below 1: a share of all steps, else a number of steps."""

@@ -23,6 +23,7 @@ from ondol.contract.payloads import (
     TokenClassificationOptions,
     TokenIds,
 )
+from ondol.contract.webhooks import check_webhook
 
 Pair = dict[str, str]
 """`{"text": …, "text_pair": …}`: two texts that go through the model together."""
@@ -50,6 +51,8 @@ class InputLimits:
 
     max_inputs: int = 100_000
     max_text_bytes: int = 1_048_576
+    webhook_networks: tuple[str, ...] = ()
+    """Networks beside the public ones that webhooks may reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ def parse_job(body: Any, limits: InputLimits) -> ParsedJob:
     if request.kind not in SUPPORTED_KINDS:
         names = ", ".join(sorted(SUPPORTED_KINDS))
         raise UnknownJobKind(f"jobs of kind {request.kind} are not run here; this server runs {names}", param="kind")
+    if request.webhook is not None:
+        check_webhook(request.webhook, limits.webhook_networks)
     options = validated(_OPTIONS[request.kind], request.options, prefix="options").model_dump(mode="json")
     if request.kind is JobKind.IMPORT:
         source = validated(ImportInput, request.input, prefix="input")

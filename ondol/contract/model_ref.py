@@ -10,6 +10,7 @@ from ondol.contract.errors import InvalidPayload
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,95}"
 DEFAULT_ALIAS = "default"
 _NAME = re.compile(NAME_PATTERN)
+_CHECKPOINT = re.compile(r"job_[0-9a-z]{26}:ckpt-step-[0-9]{1,9}")
 _REF = re.compile(rf"(?P<name>{NAME_PATTERN})(?::(?P<number>[1-9][0-9]{{0,8}})|@(?P<alias>{NAME_PATTERN}))?")
 
 
@@ -30,6 +31,13 @@ class ModelRef:
 def parse_model_ref(text: str, *, param: str = "model") -> ModelRef:
     """The reference that `text` states; InvalidPayload if it has another form (paths, upper case, spaces)."""
     match = _REF.fullmatch(text)
+    if _CHECKPOINT.fullmatch(text) is not None:
+        raise InvalidPayload(
+            f"{text} is a checkpoint, of which no version is published: resume the job or let it finish, and use the "
+            "version that it publishes",
+            param=param,
+            code="checkpoint_not_published",
+        )
     if match is None:
         raise InvalidPayload(
             f"{text[:120]!r} is not a model reference; use name, name:3 or name@alias, with names of "

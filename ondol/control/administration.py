@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import TypeVar
 
-from ondol.sql import migrate
+from ondol.sql import leftovers, migrate
 from ondol.sql.database import Database
 from ondol.sql.keys import DEFAULT_PROJECT
 from ondol.sql.records import KeyRecord
@@ -23,6 +25,34 @@ def upgrade_database(url: str) -> None:
 def current_revision(url: str) -> str | None:
     """The schema's revision, None for an empty database."""
     return migrate.current(url)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """What is true of a database: product with version, schema and the one needed, and how far its clock is ahead.
+
+    `journal_mode` is SQLite's, `major_version` PostgreSQL's; None for the other.
+    """
+
+    server: str
+    revision: str | None
+    newest_revision: str
+    journal_mode: str | None
+    major_version: int | None
+    clock_ahead_s: float
+
+
+def describe_database(url: str) -> DatabaseFacts:
+    """The facts; DatabaseUnavailable if it does not answer. Changes nothing."""
+    revision = migrate.current(url)
+    database = Database(url, pool_size=1)
+    try:
+        before = time.time()
+        server, journal_mode, major_version, its_time = database.read(_facts)
+        clock_ahead_s = its_time - (before + time.time()) / 2
+    finally:
+        database.close()
+    return DatabaseFacts(server, revision, migrate.newest(), journal_mode, major_version, clock_ahead_s)
 
 
 def create_key(url: str, *, project: str = DEFAULT_PROJECT, name: str, is_admin: bool = False) -> str:
@@ -44,6 +74,39 @@ def revoke_key(url: str, key_id: str) -> None:
 def has_keys(url: str) -> bool:
     """Whether a valid key exists."""
     return _write(url, lambda uow: uow.keys.has_keys())
+
+
+def open_workers(url: str) -> set[str]:
+    """Names of the workers and trainer nodes whose lease runs."""
+    database = Database(url, pool_size=1)
+    try:
+        return {session.worker for session in database.read(lambda uow: uow.sessions.open_sessions())}
+    finally:
+        database.close()
+
+
+def manifests_in_use(url: str, *, grace_s: float) -> set[str]:
+    """Digests of the files of versions that exist, were deleted less than `grace_s` ago, or serve an unfinished job."""
+    return _write(url, lambda uow: leftovers.manifests_in_use(uow, grace_s=grace_s))
+
+
+def known_manifests(url: str) -> set[str]:
+    """Digests of the files of all versions that there ever were."""
+    return _write(url, leftovers.known_manifests)
+
+
+def jobs_that_exist(url: str, ids: Collection[str]) -> set[str]:
+    """Those of the job ids that have a row, of all projects."""
+    return _write(url, lambda uow: leftovers.jobs_that_exist(uow, ids))
+
+
+def _facts(uow: UnitOfWork) -> tuple[str, str | None, int | None, float]:
+    if uow.is_sqlite:
+        version = uow.conn.exec_driver_sql("SELECT sqlite_version()").scalar_one()
+        mode = str(uow.conn.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+        return f"SQLite {version}", mode, None, uow.now
+    number = int(uow.conn.exec_driver_sql("SHOW server_version_num").scalar_one())
+    return f"PostgreSQL {number // 10_000}.{number % 10_000}", None, number // 10_000, uow.now
 
 
 def _write(url: str, work: Callable[[UnitOfWork], T]) -> T:

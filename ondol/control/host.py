@@ -8,8 +8,16 @@ import socket
 import subprocess
 from pathlib import Path
 
+from ondol.contract.errors import Conflict
+
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 _NVIDIA_SMI_LIMIT_S = 10
+
+
+class PortTaken(Conflict):
+    """Another server has the port that one of ours was to bind."""
+
+    code = "port_taken"
 
 
 def usable_cores() -> tuple[int, ...]:
@@ -49,6 +57,12 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def http_address(host: str, port: int) -> str:
+    """The URL at which this host reaches a server that binds `host`."""
+    reachable = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def _count_present_gpus() -> int:

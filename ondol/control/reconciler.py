@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from redis.exceptions import RedisError
@@ -13,6 +15,7 @@ from ondol.broker.wake import WakeBus
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.contract.ids import new_id
 from ondol.control.ringer import Ringer
+from ondol.metrics.roles import ReconcilerMetrics
 from ondol.sql.database import Database
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -37,8 +40,16 @@ class Reconciler:
     """`tick()` once a second or so, from one thread."""
 
     def __init__(
-        self, *, database: Database, redis_url: str, ringer: Ringer, wake: WakeBus, limits: ReconcilerLimits
+        self,
+        *,
+        database: Database,
+        redis_url: str,
+        ringer: Ringer,
+        wake: WakeBus,
+        limits: ReconcilerLimits,
+        metrics: ReconcilerMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or ReconcilerMetrics()
         self._database = database
         self._redis = connect(redis_url)
         self._ringer = ringer
@@ -62,6 +73,7 @@ class Reconciler:
         if is_leader != self._was_leader:
             log.info("reconciler.leads" if is_leader else "reconciler.follows", holder=self._holder)
             self._was_leader = is_leader
+            self._metrics.leads.set(is_leader)
         if not is_leader:
             return False
         has_lost_messages = self._redis_lost_its_data()
@@ -73,7 +85,13 @@ class Reconciler:
         if has_lost_messages:
             self._set_canary()
         self._ringer.ring()
+        self._metrics.rounds.inc()
         return True
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this reconciler was the acting one in its last round."""
+        return self._was_leader
 
     def close(self) -> None:
         """Give the lead up."""
@@ -103,6 +121,7 @@ class Reconciler:
         for session_id, worker in lapsed:
             taken = uow.attempts.take_back(session_id)
             moved += taken
+            uow.after_commit(partial(self._count_lost, uow.jobs.kinds_of(taken)))
             log.warning("repair.session_lapsed", session_id=session_id, worker=worker, num_jobs=len(taken))
         moved += uow.attempts.take_back_forgotten()
         late = uow.jobs.expire_deadlines()
@@ -126,6 +145,10 @@ class Reconciler:
             self._purged_at = time.monotonic()
             uow.idempotency.purge(older_than_s=self._limits.idempotency_ttl_s)
         return moved
+
+    def _count_lost(self, num_by_kind: Mapping[str, int]) -> None:
+        for kind, num in num_by_kind.items():
+            self._metrics.attempts.ended(kind, "lost", num)
 
     def _redis_lost_its_data(self) -> bool:
         """Whether the canary is gone: then every message that nobody has claimed is gone too."""

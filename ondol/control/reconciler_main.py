@@ -11,11 +11,18 @@ import structlog
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import WakeBus
 from ondol.contract.errors import DatabaseUnavailable, OndolError
+from ondol.contract.kinds import JobKind
+from ondol.control.heartbeat import Heartbeat
+from ondol.control.measuring import measured
 from ondol.control.reconciler import Reconciler, ReconcilerLimits
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
+from ondol.metrics.roles import ReconcilerMetrics
+from ondol.metrics.server import serve_metrics
+from ondol.metrics.system import SystemMetrics
 from ondol.settings import ReconcilerSettings, load_settings
 from ondol.sql.database import Database
+from ondol.sql.measures import Measures
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +31,9 @@ def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> N
     """Tick until told to stop; an outage of SQL or Redis is waited out."""
     redis_url = settings.resolved_redis_url()
     database = Database(settings.resolved_database_url())
-    ringer, wake = Ringer(database, Publisher(redis_url), window_limits(settings)), WakeBus(redis_url)
+    metrics = ReconcilerMetrics(JobKind)
+    ringer = Ringer(database, Publisher(redis_url), window_limits(settings), metrics=metrics.ring)
+    wake = WakeBus(redis_url)
     reconciler = Reconciler(
         database=database,
         redis_url=redis_url,
@@ -35,19 +44,29 @@ def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> N
             leader_lease_s=settings.leader_lease_s,
             session_lease_s=settings.lease_s,
         ),
+        metrics=metrics,
     )
+    SystemMetrics(metrics.registry, lambda: _look(database, reconciler))
+    heartbeat = Heartbeat(settings.run_dir, "reconciler")
     try:
-        while not stopping.is_set():
-            try:
-                reconciler.tick()
-            except DatabaseUnavailable as exc:
-                log.warning("reconciler.database_unavailable", reason=exc.message)
-            stopping.wait(settings.tick_s)
+        with serve_metrics(settings, metrics.registry):
+            while not stopping.is_set():
+                heartbeat.beat()
+                try:
+                    reconciler.tick()
+                except DatabaseUnavailable as exc:
+                    log.warning("reconciler.database_unavailable", reason=exc.message)
+                stopping.wait(settings.tick_s)
     finally:
         reconciler.close()
         ringer.close()
         wake.close()
         database.close()
+
+
+def _look(database: Database, reconciler: Reconciler) -> Measures | None:
+    """The state of the system; only the acting reconciler tells it, and nobody while SQL is away."""
+    return measured(database) if reconciler.is_leader else None
 
 
 def main() -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from ondol.broker.publisher import Publisher
 from ondol.contract.errors import DatabaseUnavailable
+from ondol.metrics.jobs import RingMetrics
 from ondol.settings import WindowSettings
 from ondol.sql.database import Database
 from ondol.sql.records import RungMessage
@@ -29,7 +31,15 @@ def window_limits(settings: WindowSettings) -> WindowLimits:
 class Ringer:
     """Rings when told that something may have changed; requests that come while it rings are one request."""
 
-    def __init__(self, database: Database, publisher: Publisher, limits: WindowLimits) -> None:
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        limits: WindowLimits,
+        *,
+        metrics: RingMetrics | None = None,
+    ) -> None:
+        self._metrics = metrics or RingMetrics(CollectorRegistry())
         self._database = database
         self._publisher = publisher
         self._limits = limits
@@ -46,13 +56,14 @@ class Ringer:
         """One round on the calling thread: choose and commit, then publish. DatabaseUnavailable if SQL is away."""
         chosen = self._database.write(lambda uow: uow.ringing.choose(self._limits))
         for message in chosen:
-            self._publisher.publish(
+            is_published = self._publisher.publish(
                 message.id,
                 worker=message.worker,
                 priority=message.priority,
                 kind=message.kind,
                 jobs=message.jobs,
             )
+            self._metrics.rung(message.kind, len(message.jobs), is_published=is_published)
         return chosen
 
     def close(self) -> None:

@@ -14,16 +14,18 @@ import httpx
 
 from ondol.contract.devices import parse_devices
 from ondol.contract.errors import Conflict, InvalidPayload, OndolError
-from ondol.control.host import count_gpus, free_port, is_port_free, usable_cores
+from ondol.control.host import PortTaken, count_gpus, free_port, http_address, is_port_free, usable_cores
 from ondol.control.launch import launch_command
 from ondol.control.stop_signals import StopSignals
 from ondol.control.supervise import Supervisor
+from ondol.control.up_flower import PlannedFlower, plan_flower
 from ondol.control.up_lock import locked_data_folder
 from ondol.control.up_model import import_default_model
 from ondol.control.up_programs import child_environment, plan_programs
 from ondol.control.up_ready import Start
 from ondol.settings import (
     EXIT_WRONG_USE,
+    IntakeSettings,
     ReconcilerSettings,
     TrainerSettings,
     UpSettings,
@@ -34,12 +36,6 @@ from ondol.settings import (
 
 _READY_POLL_S = 0.1
 _HTTP_TIMEOUT_S = 10.0
-
-
-class PortTaken(Conflict):
-    """Another server has the port that the api was to bind."""
-
-    code = "port_taken"
 
 
 class StartFailed(OndolError):
@@ -55,6 +51,7 @@ def run_up(settings: UpSettings) -> int:
     device), each of the last two with one line on stderr.
     """
     load_settings(TrainerSettings)
+    load_settings(IntakeSettings)
     load_settings(ReconcilerSettings)  # what a child would refuse is refused here, in one line, before anything starts
     worker = load_settings(WorkerSettings)
     try:
@@ -73,21 +70,24 @@ class _Up:
     settings: UpSettings
     worker: WorkerSettings
     signals: StopSignals
+    flower: PlannedFlower | None = None
 
     def run(self, lock_fd: int) -> int:
         url_file = self.settings.run_dir / "api.url"
         url_file.unlink(missing_ok=True)  # of an earlier `up` that was killed
         port = _choose_port(self.settings)
         environment = child_environment(self.settings) | {"ONDOL_PORT": str(port)}
+        environment.setdefault("ONDOL_PUBLIC_URL", http_address(self.settings.host, port))
         devices = parse_devices(self.settings.devices, cores=usable_cores(), num_gpus=count_gpus())
-        programs = plan_programs(self.settings, self.worker, devices)
+        self.flower = plan_flower(self.settings, _say)
+        programs = plan_programs(self.settings, self.worker, devices, self.flower)
         environment["ONDOL_AUTH"] = self._choose_auth(_prepare_database(environment))
         supervisor = Supervisor(self.settings.run_dir, self.settings.log_dir, programs)
         try:
             if not self.signals.is_stop_requested:
                 start = Start.now(devices)
                 supervisor.start(environment, inherited_fds=[lock_fd])
-                self._serve(supervisor, start, _url(self.settings.host, port), url_file)
+                self._serve(supervisor, start, http_address(self.settings.host, port), url_file)
             return 0
         finally:
             url_file.unlink(missing_ok=True)
@@ -100,7 +100,8 @@ class _Up:
             url_file.write_text(url + "\n", encoding="utf-8")
             if self.settings.import_default_model:
                 self._import_default_model(client)
-        _say(f"Ondol is ready: {url}  (data {self.settings.data_dir}, logs {self.settings.log_dir}; Ctrl-C stops it)")
+        ready = f"Ondol is ready: {url}  (data {self.settings.data_dir}, logs {self.settings.log_dir}; Ctrl-C stops it)"
+        _say(f"{ready}\n{self.flower.line()}" if self.flower else ready)
         while not self.signals.wait(60):
             _must_live(supervisor, self.settings)
 
@@ -151,11 +152,6 @@ def _choose_port(settings: UpSettings) -> int:
         message = f"port {settings.port} on {settings.host} is taken; choose another by ONDOL_PORT (0 takes a free one)"
         raise PortTaken(message)
     return settings.port
-
-
-def _url(host: str, port: int) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def _must_live(supervisor: Supervisor, settings: UpSettings) -> None:

@@ -1,4 +1,4 @@
-"""What `ondol up` starts on this host: one Redis, the api, one worker a device, the reconciler."""
+"""What `ondol up` starts on this host: one Redis, the api, one worker a device, the intake, the reconciler, Flower."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import SecretStr
 from ondol.contract.devices import DeviceSpec
 from ondol.control.embedded_redis import prepare_embedded_redis
 from ondol.control.supervise import Program
+from ondol.control.up_flower import PlannedFlower
+from ondol.control.up_metrics import with_metrics_ports
 from ondol.settings import PREFIX, UpSettings, WorkerSettings
 
 _REDIS_STOP_S = 2
@@ -20,7 +22,9 @@ _OWN_FIELDS = frozenset(
 )
 
 
-def plan_programs(settings: UpSettings, worker: WorkerSettings, devices: Sequence[DeviceSpec]) -> list[Program]:
+def plan_programs(
+    settings: UpSettings, worker: WorkerSettings, devices: Sequence[DeviceSpec], flower: PlannedFlower | None
+) -> list[Program]:
     """The programs of this host, one worker for each of `devices`. Writes Redis' configuration."""
     stop_wait_s = _stop_wait_s(settings)
     grace = {f"{PREFIX}GRACE_S": f"{min(worker.grace_s, stop_wait_s - 1):g}"}
@@ -34,8 +38,12 @@ def plan_programs(settings: UpSettings, worker: WorkerSettings, devices: Sequenc
             programs.append(
                 Program(f"trainer-{device.slug}", _module("workers.training.main"), stop_wait_s, environment)
             )
+    if settings.producers:
+        programs.append(Program("intake", _module("api.intake.main"), stop_wait_s))
     programs.append(Program("reconciler", _module("ondol.control.reconciler_main"), stop_wait_s))
-    return programs
+    if flower is not None:
+        programs.append(Program("flower", _module("ondol.control.flower_main"), stop_wait_s, flower.environment))
+    return with_metrics_ports(programs, settings, devices)
 
 
 def child_environment(settings: UpSettings) -> dict[str, str]:

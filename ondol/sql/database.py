@@ -88,7 +88,7 @@ class Database:
         return item.future
 
     def write(self, work: Work[T]) -> T:
-        """What `work` returned, once it is committed; blocks. Not from inside a unit of work: it would wait for itself."""
+        """What `work` returned, once it is committed; blocks. Not from inside a unit of work: that waits for itself."""
         assert threading.current_thread() is not self._writer
         return self.submit(work).result()
 

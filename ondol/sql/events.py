@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Row
 
 from ondol.contract.states import TERMINAL, JobState, Reason
 from ondol.sql.records import EventRecord
@@ -69,4 +70,34 @@ class EventRepository:
         query = (
             sa.select(events).where(events.c.job_id == job_id, events.c.seq > seq).order_by(events.c.seq).limit(limit)
         )
-        return [EventRecord(r.job_id, r.seq, r.created_at, r.type, r.data) for r in self._conn.execute(query)]
+        return [_record(row) for row in self._conn.execute(query)]
+
+    def newest(
+        self, job_id: str, *, types: Collection[str], before: int | None = None, limit: int = 20
+    ) -> list[EventRecord]:
+        """The job's events of these types, newest first, those in front of `before` alone."""
+        query = sa.select(events).where(events.c.job_id == job_id, events.c.type.in_(types))
+        if before is not None:
+            query = query.where(events.c.seq < before)
+        return [_record(row) for row in self._conn.execute(query.order_by(events.c.seq.desc()).limit(limit))]
+
+    def training_loss_at(self, job_id: str, step: int) -> float | None:
+        """The loss that was reported last up to `step` of a fine-tune; None before the first report."""
+        loss = events.c.data["loss"].as_float()
+        query = (
+            sa.select(loss)
+            .where(
+                events.c.job_id == job_id,
+                events.c.type == "metrics",
+                events.c.data["phase"].as_string() == "train",
+                events.c.data["step"].as_integer() <= step,
+            )
+            .order_by(events.c.seq.desc())
+            .limit(1)
+        )
+        found = self._conn.execute(query).scalar()
+        return None if found is None else float(found)
+
+
+def _record(row: Row[Any]) -> EventRecord:
+    return EventRecord(row.job_id, row.seq, row.created_at, row.type, row.data)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
+from sqlalchemy.exc import IntegrityError
 
-from ondol.contract.errors import IllegalTransition, JobNotFound
+from ondol.contract.errors import Conflict, IllegalTransition, JobNotFound
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState, Priority, Reason, sources_of
 from ondol.sql.records import JobRecord, NewJob
@@ -37,14 +38,17 @@ class JobRepository:
         self._conn = uow.conn
 
     def add_all(self, new: Sequence[NewJob]) -> list[JobRecord]:
-        """Record jobs as queued, each with its first event; nothing is rung here."""
+        """Record jobs as queued, each with its first event; nothing is rung here.
+
+        Conflict if a job of the same project and task is recorded already.
+        """
         if self._uow.is_retry:
             new = self._without_known(new)
         if not new:
             return []
         now = self._uow.now
         rows = [_job_row(job, now) for job in new]
-        self._conn.execute(sa.insert(jobs), rows)
+        self._insert(rows)
         self._conn.execute(sa.insert(job_inputs), [{"job_id": job.id, "payload": job.payload} for job in new])
         for state in {job.state for job in new}:
             begun = [(job.id, 1) for job in new if job.state is state]
@@ -74,6 +78,13 @@ class JobRepository:
         query = sa.select(jobs.c.id, jobs.c.state, jobs.c.event_seq).where(jobs.c.id.in_(ids))
         return {row.id: (JobState(row.state), row.event_seq) for row in self._conn.execute(query)}
 
+    def kinds_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """How many of the jobs are of each kind."""
+        if not ids:
+            return {}
+        query = sa.select(jobs.c.kind, sa.func.count().label("num")).where(jobs.c.id.in_(ids)).group_by(jobs.c.kind)
+        return {row.kind: int(row.num) for row in self._conn.execute(query)}
+
     def page(
         self,
         project_id: str,
@@ -82,10 +93,14 @@ class JobRepository:
         state: JobState | None = None,
         model_ref: str | None = None,
         created_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
-        """A page, newest first, beginning behind the job `after`; and whether there are more."""
+        """A page, newest first, beginning behind the job `after`; and whether there are more.
+
+        `metadata`: only jobs that bear all of these; an empty mapping: only jobs that bear none.
+        """
         query = _job_query().where(jobs.c.project_id == project_id).order_by(jobs.c.id.desc()).limit(limit + 1)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
@@ -97,6 +112,8 @@ class JobRepository:
             )
         if created_after is not None:
             query = query.where(jobs.c.created_at > created_after)
+        if metadata is not None:
+            query = query.where(_bears(metadata))
         if after is not None:
             query = query.where(jobs.c.id < after)
         found = [_record(row) for row in self._conn.execute(query)]
@@ -253,6 +270,14 @@ class JobRepository:
             )
         return [row.id for row in moved]
 
+    def _insert(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            self._conn.execute(sa.insert(jobs), rows)
+        except IntegrityError as exc:
+            if any(row["task_id"] is not None for row in rows):
+                raise Conflict("a job of this task is recorded already", code="task_already_recorded") from exc
+            raise
+
     def _without_known(self, new: Sequence[NewJob]) -> list[NewJob]:
         query = sa.select(jobs.c.id).where(jobs.c.id.in_([job.id for job in new]))
         known = {row.id for row in self._conn.execute(query)}
@@ -278,6 +303,7 @@ def _job_row(job: NewJob, now: float) -> dict[str, Any]:
         "deadline_at": now + job.deadline_s if job.deadline_s is not None else None,
         "event_seq": 1,
         "task_id": job.task_id,
+        "ignores_result": job.ignores_result,
         "webhook": job.webhook,
     }
 
@@ -306,6 +332,22 @@ def _record_of_new(job: NewJob, row: dict[str, Any]) -> JobRecord:
         event_seq=1,
         task_id=job.task_id,
         webhook=job.webhook,
+        options=job.options,
+    )
+
+
+def _bears(metadata: Mapping[str, str]) -> sa.ColumnElement[bool]:
+    """Which jobs bear this metadata; with none of it, those that bear nothing."""
+    text = sa.cast(jobs.c.job_metadata, sa.Text)
+    if not metadata:
+        return text == "{}"
+    # PostgreSQL cannot take a text out of JSON that holds U+0000: such a job is passed over, not everybody's failure.
+    is_unreadable = text.contains("\\u0000", autoescape=True)
+    return sa.and_(
+        *(
+            sa.case((is_unreadable, sa.null()), else_=jobs.c.job_metadata[key].as_string()) == value
+            for key, value in metadata.items()
+        )
     )
 
 
@@ -348,4 +390,5 @@ def _record(row: Row[Any]) -> JobRecord:
         task_id=row.task_id,
         webhook=row.webhook,
         message_id=row.attempt_message_id,
+        options=row.options,
     )

@@ -7,10 +7,12 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Row
 
 from ondol.contract.errors import NotFound
 from ondol.contract.ids import new_id
+from ondol.contract.webhook_signature import new_secret
 from ondol.sql.records import KeyRecord
 from ondol.sql.tables import api_keys, projects
 
@@ -37,9 +39,32 @@ class KeyRepository:
         known = self.project_id(name)
         if known is not None:
             return known
-        made = new_id("prj")
-        self._conn.execute(sa.insert(projects), [{"id": made, "name": name, "created_at": self._uow.now}])
+        insert = sqlite.insert if self._uow.is_sqlite else postgresql.insert
+        row = {"id": new_id("prj"), "name": name, "created_at": self._uow.now}
+        self._conn.execute(insert(projects).values(**row).on_conflict_do_nothing())  # two processes may begin at once
+        return str(self._conn.execute(sa.select(projects.c.id).where(projects.c.name == name)).scalar_one())
+
+    def find_webhook_secret(self, project_id: str) -> str | None:
+        """The secret that signs the project's webhooks, if one was made."""
+        query = sa.select(projects.c.webhook_secret).where(projects.c.id == project_id)
+        return self._conn.execute(query).scalar()
+
+    def ensure_webhook_secret(self, project_id: str) -> str:
+        """The secret that signs the project's webhooks, made if need be."""
+        known = self.find_webhook_secret(project_id)
+        if known is not None:
+            return known
+        without = sa.update(projects).where(projects.c.id == project_id, projects.c.webhook_secret.is_(None))
+        self._conn.execute(without.values(webhook_secret=new_secret()))
+        made = self.find_webhook_secret(project_id)
+        assert made is not None
         return made
+
+    def rotate_webhook_secret(self, project_id: str) -> str:
+        """A fresh secret for the project's webhooks; the one before signs nothing any more."""
+        secret = new_secret()
+        self._conn.execute(sa.update(projects).where(projects.c.id == project_id).values(webhook_secret=secret))
+        return secret
 
     def create(self, *, project: str, name: str, is_admin: bool) -> tuple[KeyRecord, str]:
         """A new key and its secret, which is shown once and never stored."""

@@ -85,14 +85,15 @@ class NoticeRepository:
 
     def add_for(self, ended: Sequence[tuple[str, int]]) -> None:
         """Notices of the jobs (id, seq of the event of their end) that somebody wants to be told of."""
-        query = sa.select(jobs.c.id, jobs.c.webhook, jobs.c.task_id).where(
+        query = sa.select(jobs.c.id, jobs.c.webhook, jobs.c.task_id, jobs.c.ignores_result).where(
             jobs.c.id.in_([job_id for job_id, _ in ended]),
             sa.or_(jobs.c.webhook.is_not(None), jobs.c.task_id.is_not(None)),
         )
         seqs = dict(ended)
         rows = []
         for job in self._conn.execute(query):
-            wanted = ((Channel.WEBHOOK, job.webhook), (Channel.CELERY, job.task_id))
+            task_id = None if job.ignores_result else job.task_id
+            wanted = ((Channel.WEBHOOK, job.webhook), (Channel.CELERY, task_id))
             rows += [self._new(job.id, seqs[job.id], channel) for channel, target in wanted if target is not None]
         if rows:
             self._conn.execute(sa.insert(notices), rows)
@@ -134,6 +135,11 @@ class NoticeRepository:
         """Nobody is told any more, unless the notice is asked for again."""
         return self._close(notice, answer, status=NoticeStatus.GIVEN_UP)
 
+    def hand_back(self, notice: DueNotice, *, for_s: float) -> bool:
+        """The notice was claimed and not tried: it comes due in `for_s` seconds, and the claim counts as no try."""
+        statement = self._mine(notice).values(next_try_at=self._uow.now + for_s, num_tries=notice.num_tries - 1)
+        return self._conn.execute(statement).rowcount == 1
+
     def send_again(self, notice_id: str, job_id: str) -> NoticeRecord:
         """Make a notice due now, also one that was accepted or given up; NotFound if the job has no such notice."""
         statement = (
@@ -170,12 +176,11 @@ class NoticeRepository:
         }
 
     def _close(self, notice: DueNotice, answer: str, **values: Any) -> bool:
-        statement = (
-            sa.update(notices)
-            .where(notices.c.id == notice.id, notices.c.num_tries == notice.num_tries, _IS_WAITING)
-            .values(last_answer=answer[:_MAX_ANSWER], **values)
-        )
+        statement = self._mine(notice).values(last_answer=answer[:_MAX_ANSWER], **values)
         return self._conn.execute(statement).rowcount == 1
+
+    def _mine(self, notice: DueNotice) -> sa.Update:
+        return sa.update(notices).where(notices.c.id == notice.id, notices.c.num_tries == notice.num_tries, _IS_WAITING)
 
 
 def _due(row: Row[Any]) -> DueNotice:

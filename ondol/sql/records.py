@@ -30,6 +30,8 @@ class NewJob:
     deadline_s: float | None = None
     task_id: str | None = None
     """The id of the Celery task by which a producer submitted the job."""
+    ignores_result: bool = False
+    """Whether that producer wants no answer."""
     webhook: str | None = None
     """The URL that is told of the job's end."""
     state: JobState = JobState.QUEUED
@@ -67,6 +69,7 @@ class JobRecord:
     webhook: str | None = None
     message_id: str | None = None
     """The message by which the latest attempt was rung: the id of its task in Flower."""
+    options: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from ondol.sql.records import ResultRecord
+from ondol.sql.records import JsonObject, ResultRecord
 from ondol.sql.tables import results
 
 if TYPE_CHECKING:
@@ -26,3 +27,8 @@ class ResultRepository:
             return None
         data = bytes(row.data) if row.data is not None else None
         return ResultRecord(row.job_id, row.attempt, row.summary, row.sha256, row.size_bytes, data, row.blob_path)
+
+    def summaries(self, job_ids: Sequence[str]) -> dict[str, JsonObject]:
+        """The summary of each of the jobs that has a result."""
+        query = sa.select(results.c.job_id, results.c.summary).where(results.c.job_id.in_(job_ids))
+        return {row.job_id: row.summary for row in self._conn.execute(query)}

@@ -72,6 +72,7 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("is_call", sa.Boolean, nullable=False, default=False),
     sa.Column("task_id", sa.String(128)),
+    sa.Column("ignores_result", sa.Boolean),
     sa.Column("webhook", sa.String(2048)),
     sa.Column("is_sharded", sa.Boolean, nullable=False, default=False),
     sa.Column("resolved", sa.JSON(none_as_null=True)),

@@ -29,11 +29,13 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 def test_every_promised_command_is_there() -> None:
     names = {" ".join(path) for path in COMMANDS}
-    single = {"up", "api", "worker", "reconciler", "embed", "classify", "tag", "doctor", "demo"}
-    jobs = {f"jobs {verb}" for verb in ("ls", "show", "watch", "result", "events", "cancel", "rm")}
-    models = {f"models {verb}" for verb in ("ls", "show", "import")}
+    single = {"up", "api", "worker", "trainer", "reconciler", "embed", "classify", "tag", "fine-tune", "doctor", "demo"}
+    steering = ("cancel", "pause", "resume", "retry", "rm")
+    jobs = {f"jobs {verb}" for verb in ("ls", "show", "watch", "result", "events", *steering)}
+    models = {f"models {verb}" for verb in ("ls", "show", "import", "export", "alias", "rm", "gc")}
     keys = {f"keys {verb}" for verb in ("create", "ls", "revoke")}
-    assert names >= single | jobs | models | keys | {"db upgrade", "db current"}
+    files = {f"files {verb}" for verb in ("put", "ls", "rm")}
+    assert names >= single | jobs | models | files | keys | {"db upgrade", "db current"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

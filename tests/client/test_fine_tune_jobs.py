@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ondol import JobFailed, Ondol, RequestRefused, StateConflict
 from ondol.cli.main import run
 from ondol.contract.states import JobState
 from ondol.sql.tables import jobs
+from tests.client.terminals import COLUMNS, OnTerminal
 from tests.client.trainer_peer import REPORT, TrainerPeer
 from tests.http.api_process import MODEL, ROOT, ApiProcess, Member
 from tests.servers import RedisServer
@@ -155,7 +157,7 @@ def test_waiting_with_progress_shows_what_happens_while_it_happens(
     assert job.status == "succeeded"
     shown = capsys.readouterr().err
     assert "warning: 1 row is there twice" in shown
-    assert "evaluation at step 2 (epoch 1.00): f1_macro 0.7500" in shown
+    assert "step 2: f1_macro 0.7500" in shown
 
 
 def submit_by_command(rows: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
@@ -247,6 +249,34 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(
     assert f"job {job.id} goes on: `ondol jobs watch {job.id}` watches it again" in said.read_text()
     assert job.refresh().status == "queued"
     job.cancel()
+
+
+def test_a_terminal_has_a_bar_and_a_pipe_has_plain_lines(client: Ondol, trainer: TrainerPeer, rows: Path) -> None:
+    job = client.fine_tune(rows, model=MODEL, name="mood", alias="production")
+    command = [sys.executable, "-m", "ondol.cli.main", "jobs", "watch", job.id]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    trainer.check()
+    begun = trainer.begin()
+    trainer.evaluate(begun, 2, f1_macro=0.75, loss=0.5)
+    trainer.measure(begun, 3, loss=0.25, eta_s=90.0)
+    terminal = OnTerminal(command, env=environment)
+    piped = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        wait_until(lambda: "ETA 1:" in terminal.written, within_s=60, what="the bar to be drawn")
+    finally:
+        trainer.finish(begun)
+        out, err = piped.communicate(timeout=60)
+        code = terminal.wait(timeout_s=60)
+    assert (code, piped.returncode) == (0, 0)
+    assert "\x1b[" in terminal.written
+    assert all(len(line) <= COLUMNS for line in terminal.lines)
+    assert any(re.match(r"training ━+.* 3/4 .*best f1_macro 0\.750 ETA 1:\d\d", line) for line in terminal.lines)
+    assert "published mood:3, with the weights of step 2" in terminal.lines
+    lines = err.splitlines()
+    assert all(character.isprintable() for line in lines for character in line)
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+    assert "step 2: f1_macro 0.7500, loss 0.5000 - best so far" in err
+    assert out.splitlines()[0] == "published mood:3, with the weights of step 2"
 
 
 def test_pause_and_resume_by_command(

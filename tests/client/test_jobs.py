@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
 from ondol import AsyncOndol, ItemErrors, JobFailed, JobRequest, WaitTimedOut
+from ondol.contract.errors import InvalidPayload
 from tests.client.scripted_server import ScriptedServer, client_of, error_json, job_json
 
 pytestmark = pytest.mark.unit
@@ -71,3 +74,60 @@ def test_a_key_is_sent_as_bearer_and_kept_out_of_sight(monkeypatch: pytest.Monke
     list(client.jobs.list())
     assert server.requests[0].headers["authorization"] == "Bearer ondol_secret"
     assert "ondol_secret" not in repr(vars(client))
+
+
+def _accepted(request: httpx.Request) -> httpx.Response:
+    asked = json.loads(request.content)["jobs"]
+    return httpx.Response(200, json={"object": "list", "data": [job_json(f"job_{job['input'][0]}") for job in asked]})
+
+
+def test_any_number_of_jobs_goes_in_slices_that_can_be_sent_again() -> None:
+    requests = [JobRequest("embedding", [str(number)], "m") for number in range(2_001)]
+    requests.append(JobRequest("embedding", ["x" * (20 * 1024 * 1024)], "m"))
+    server = ScriptedServer([_accepted] * 4)
+    jobs = client_of(server).jobs.create_many(requests, idempotency_key="nightly")
+    assert [job.id for job in jobs[:2_001]] == [f"job_{number}" for number in range(2_001)]
+    assert [len(json.loads(sent.content)["jobs"]) for sent in server.requests] == [1_000, 1_000, 1, 1]
+    assert [sent.headers["idempotency-key"] for sent in server.requests] == [f"nightly/{n}" for n in range(4)]
+
+
+def test_jobs_are_filtered_by_an_aware_time() -> None:
+    server = ScriptedServer([_page(has_more=False)])
+    list(client_of(server).jobs.list(status="failed", created_after=datetime(2026, 1, 1, tzinfo=UTC)))
+    assert dict(server.requests[0].url.params) == {
+        "status": "failed",
+        "created_after": "1767225600.0",
+        "limit": "100",
+    }
+    with pytest.raises(InvalidPayload, match="without a zone"):
+        list(client_of(server).jobs.list(created_after=datetime(2026, 1, 1)))  # noqa: DTZ001 - the mistake itself
+
+
+def test_many_are_waited_for_with_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = [httpx.Response(200, json=job_json(f"job_{n}", "succeeded")) for n in (1, 2)]
+    client = client_of(ScriptedServer(ended))
+    assert [job.id for job in client.jobs.wait_many(["job_1", "job_2"], progress=True)] == ["job_1", "job_2"]
+    assert capsys.readouterr().err.splitlines()[-1] == "2 jobs 2/2"
+
+
+def test_cancelling_a_task_cancels_the_jobs_that_it_began() -> None:
+    waiting = asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.method == "GET":
+            waiting.set()
+            await asyncio.Event().wait()
+        return httpx.Response(200, json=job_json(status="cancelled" if "cancel" in request.url.path else "queued"))
+
+    async def embed() -> None:
+        async with AsyncOndol("http://ondol.test", transport=httpx.MockTransport(answer)) as client:
+            task = asyncio.create_task(client.embed(["a"], model="m", as_job=True))
+            await waiting.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asked: list[str] = []
+    asyncio.run(embed())
+    assert asked == ["/v1/jobs", "/v1/jobs/job_1", "/v1/jobs/job_1/cancel"]

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import httpx
 import pytest
 
-from ondol import ConnectionFailed, OndolAPIError, RequestRefused, ServerBusy, StateConflict
+from ondol import (
+    ConnectionFailed,
+    NoSuchThing,
+    Ondol,
+    OndolAPIError,
+    RequestRefused,
+    ServerBusy,
+    ServerFailed,
+    StateConflict,
+)
 from ondol.client.retry import RetryPolicy, retry_after_s
-from tests.client.scripted_server import ScriptedServer, client_of, error_json, job_json
+from ondol.client.sync_client import DEFAULT_TIMEOUT_S
+from tests.client.scripted_server import Reply, ScriptedServer, client_of, error_json, job_json
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +64,66 @@ def test_a_refused_request_is_not_repeated_and_its_error_says_where() -> None:
         "r1",
     )
     assert len(server.requests) == 1
+
+
+LOST = httpx.ReadError("connection reset")
+GONE = httpx.Response(404, json=error_json("not_found"))
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [
+        lambda client: client.jobs.delete("job_1"),
+        lambda client: client.files.delete("file_1"),
+        lambda client: client.models.delete("m:1"),
+        lambda client: client.models.delete_alias("m", "production"),
+    ],
+)
+def test_a_delete_whose_answer_was_lost_has_worked_when_the_thing_is_gone(delete: Callable[[Ondol], None]) -> None:
+    for first in (LOST, httpx.Response(502, headers=SOON)):
+        server = ScriptedServer([first, GONE])
+        delete(client_of(server))
+        assert [request.method for request in server.requests] == ["DELETE", "DELETE"]
+    never_there: list[list[Reply]] = [
+        [GONE],
+        [httpx.ConnectError("refused"), GONE],
+        [httpx.Response(429, headers=SOON), GONE],
+    ]
+    for replies in never_there:
+        with pytest.raises(NoSuchThing):
+            delete(client_of(ScriptedServer(replies)))
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
+def test_all_tries_to_change_a_job_carry_the_same_idempotency_key(verb: str) -> None:
+    server = ScriptedServer([LOST, httpx.Response(200, json=job_json())])
+    getattr(client_of(server).jobs, verb)("job_1")
+    [first, second] = [request.headers["idempotency-key"] for request in server.requests]
+    assert first == second
+
+
+def test_an_alias_that_a_lost_try_has_moved_is_moved() -> None:
+    def aliases(version: str) -> httpx.Response:
+        alias = {"object": "model.alias", "name": "production", "version": version, "updated_at": 1790000000.0}
+        return httpx.Response(200, json={"object": "list", "data": [alias], "history": []})
+
+    moved = httpx.Response(409, json=error_json("alias_moved"), headers={"x-should-retry": "false"})
+    client = client_of(ScriptedServer([LOST, moved, aliases("m:3")]))
+    assert client.models.set_alias("m", "production", 3, expected=2).version == "m:3"
+    refused: list[list[Reply]] = [[moved], [LOST, moved, aliases("m:4")]]
+    for replies in refused:
+        with pytest.raises(StateConflict):
+            client_of(ScriptedServer(replies)).models.set_alias("m", "production", 3, expected=2)
+
+
+def test_some_calls_may_have_other_patience() -> None:
+    server = ScriptedServer([httpx.Response(503), httpx.Response(200, json=job_json())])
+    client = client_of(server)
+    with pytest.raises(ServerFailed):
+        client.with_options(timeout=1.5, max_retries=0).jobs.get("job_1")
+    assert server.requests[0].extensions["timeout"]["read"] == 1.5
+    client.jobs.get("job_1")
+    assert server.requests[1].extensions["timeout"]["read"] == DEFAULT_TIMEOUT_S
 
 
 @pytest.mark.parametrize(("told", "num_requests"), [("false", 1), ("true", 2)])

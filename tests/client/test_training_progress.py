@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from ondol import JobEvent, WaitTimedOut
+from ondol.client.progress import ProgressReport
 from ondol.client.records import parse_job
 from ondol.client.training_progress import TrainingProgress, duration
 from ondol.client.training_report import TrainingReport
@@ -92,14 +93,19 @@ def test_events_become_lines_and_one_picture() -> None:
     assert (progress.phase, progress.max_steps, progress.metric) == ("queued", 40, "f1_macro")
     lines = take(progress, *BEGIN, steps(10), evaluation(20, 0.8), checkpoint(20), steps(30, loss=0.25))
     assert lines == [
-        "attempt 2 begins on train@here",
+        "starting on train@here",
         "training begins, to step 40",
-        "evaluation at step 20 (epoch 1.00): f1_macro 0.8000, accuracy 0.9000, loss 0.4000 - the best so far",
+        "step 20: f1_macro 0.8000, loss 0.4000, accuracy 0.9000 - best so far",
         "checkpoint of step 20, 91.2 MB",
     ]
     assert progress.describe() == "training, step 30/40, epoch 1.50, loss 0.2500, best f1_macro 0.8000, 1 min 05 s left"
     take(progress, steps(40))
     assert progress.phase == "publishing"
+    again = ("state", {"from": "queued", "to": "running", "attempt": 3, "worker": "train@there"})
+    assert take(progress, ("state", {"from": "running", "to": "queued", "reason": "lapsed"}), again)[1:] == [
+        "starting again, attempt 3, on train@there"
+    ]
+    assert progress.phase == "starting"
     assert take(progress, *END) == ["the job has succeeded"]
 
 
@@ -182,12 +188,41 @@ def test_a_terminal_shows_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch)
             for event in events(*CHECK, *BEGIN, steps(10), evaluation(20, 0.8), steps(30, loss=0.25)):
                 report.take(event)
     screen = b"".join(seen).decode()
-    assert "evaluation at step 20 (epoch 1.00): f1_macro 0.8000" in screen
+    assert "step 20: f1_macro 0.8000, loss 0.4000, accuracy 0.9000 - best so far" in screen
     last = screen[screen.rindex("training") :]
     assert "30/40" in last
     assert "epoch 1.5 loss 0.250 best f1_macro 0.800" in last
     assert "ETA 1:05" in screen
     assert all(len(line) <= COLUMNS for line in _STYLES.sub("", screen).splitlines())
+
+
+def test_an_evaluation_names_the_metrics_that_there_is_room_for() -> None:
+    progress = new_progress(resolved={"report": REPORT})
+    [evaluated] = events(evaluation(20, 0.8))
+    assert progress.take(evaluated, columns=60) == "step 20: f1_macro 0.8000, loss 0.4000 - best so far"
+    assert progress.take(evaluated, columns=10) == "step 20: f1_macro 0.8000 - best so far"
+
+
+def test_a_long_training_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {**REPORT, "metric": "f1_macro", "max_steps": 123_456}
+    with terminal(monkeypatch) as seen, TrainingReport(parse_job(fine_tune(resolved={"report": long}))) as report:
+        reports = [steps(step, loss=12.3456, eta_s=35_999) for step in range(0, 120_000, 10_000)]
+        reports.append(evaluation(110_000, 0.8, loss=0.5))
+        for event in events(("message", {"message": "a long " * 20}), *BEGIN[:1], *reports):
+            report.take(event)
+    lines = _STYLES.sub("", b"".join(seen).decode()).splitlines()
+    assert all(len(line) <= COLUMNS for line in lines)
+    assert "110000/123456 loss 12.346 best f1_macro 0.800 ETA 9:59:59" in lines[-1]
+    assert any(re.match(r" {9}\w", line) for line in lines)
+
+
+def test_inputs_on_a_terminal_have_a_bar_a_rate_and_a_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen, ProgressReport("token-classification") as report:
+        for done in (0, 100_000, 200_000, 400_000):
+            report.update(done, 400_000, "running")
+    lines = _STYLES.sub("", b"".join(seen).decode()).splitlines()
+    assert all(len(line) <= COLUMNS for line in lines)
+    assert re.search(r"token-classification ━+ 400000/400000 [\d,]+/s \d+:\d\d running", lines[-1])
 
 
 def _page(data: list[dict[str, Any]], *, has_more: bool = False) -> httpx.Response:

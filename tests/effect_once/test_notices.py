@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from ondol.contract.errors import NotFound
+from ondol.contract.errors import Conflict, NotFound
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
 from ondol.sql.notices import Channel, NoticeStatus
@@ -97,7 +97,7 @@ def test_a_notice_can_be_sent_again_and_goes_with_its_job(database: Database) ->
 
 def test_one_task_is_one_job(database: Database) -> None:
     submit_told(database, task_id="task-1")
-    with pytest.raises(sa.exc.IntegrityError):
+    with pytest.raises(Conflict):
         submit_told(database, task_id="task-1")
 
 

@@ -32,10 +32,15 @@ NEW_MODULES = TinyModules(dense=48, activation="torch.nn.modules.activation.GELU
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models that are served, by name: the folders they came from, and what their imports answered."""
+    """The models that are served, by name: the folders they came from, and the dimensions that their imports stated.
+
+    `imported`: what the jobs answered that imported one packaged and one tiny model. The default model came by a job
+    too, the others were published without.
+    """
 
     folders: dict[str, Path]
     imported: dict[str, dict[str, Any]]
+    dimensions: dict[str, int | None]
 
 
 @pytest.fixture(scope="session")
@@ -54,16 +59,21 @@ def served(tmp_path_factory: pytest.TempPathFactory, forbidden: no_torch.Forbidd
 
 @pytest.fixture(scope="session")
 def models(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """The models of `served`, imported by jobs."""
+    """The models of `served`."""
     place = tmp_path_factory.mktemp("folders")
     packaged = offline_model_folders()
-    new = {
+    by_job = {
         E5: packaged[E5],
-        "tiny-old": make_tiny_sentence_transformer(place / "tiny-old", dialect="old", modules=OLD_MODULES),
         "tiny-new": make_tiny_sentence_transformer(place / "tiny-new", "roberta", modules=NEW_MODULES, seed=1),
+    }
+    others = {
+        "tiny-old": make_tiny_sentence_transformer(place / "tiny-old", dialect="old", modules=OLD_MODULES),
         "tiny-plain": make_tiny_model(place / "tiny-plain", seed=2),
     }
-    return Models({MINILM: packaged[MINILM], **new}, served.import_all(new))
+    imported = served.import_all(by_job)
+    dimensions = {name: result["dimensions"] for name, result in imported.items()}
+    dimensions |= {name: spec.dimensions for name, spec in served.publish_all(others).items()}
+    return Models({MINILM: packaged[MINILM], **others, **by_job}, imported, dimensions)
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_token_ids_get_no_prompt(served: Served, models: Models) -> None:
 
 
 def test_what_an_import_says_of_a_model_is_what_it_serves(served: Served, models: Models) -> None:
-    found = {name: result["dimensions"] for name, result in models.imported.items()}
+    found = models.dimensions
     assert found == {E5: 384, "tiny-old": OLD_MODULES.dense, "tiny-new": NEW_MODULES.dense, "tiny-plain": 32}
     for name, dimensions in found.items():
         assert served.call_vectors(name, "a").shape == (1, dimensions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
-from models_store.store import ModelStore
-from ondol.contract.model_spec import SPEC_FILE
-from ondol.sql.database import Database
 from tests.embedding.reference import assert_equal, states, token_ids
 from tests.served import Served, unit
 from tests.tiny_models import make_tiny_model
-from tests.tiny_specs import model_spec_of, write_spec
 from tests.waiting import wait_until
 from workers.offline_models import MINILM, offline_model_folders
 
@@ -45,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) ->
     """An Ondol whose device has little room, and one thread for all of its cores."""
     settings = {"ONDOL_DEVICE_MEMORY_MB": str(POOL_MB), "ONDOL_IMPORT_DEFAULT_MODEL": "false"}
     ondol = Served(tmp_path_factory.mktemp("small"), ONDOL_DEVICES="auto", ONDOL_THREADS="1", **settings)
-    ondol.import_all({name: folders[name] for name in ("one", "two")})
+    ondol.publish_all({name: folders[name] for name in ("one", "two")})
     yield ondol
     ondol.close()
 
@@ -108,34 +103,10 @@ def test_a_model_that_cannot_fit_is_refused_at_import_with_the_sizes(small: Serv
     assert [path for path in (small.data_dir / "staging").rglob("*") if path.name.startswith("job_")] == []
 
 
-def publish(ondol: Served, folder: Path, name: str) -> None:
-    """Publish a folder as a larger device of the same house would have."""
-    write_spec(folder, model_spec_of(folder))
-    manifest = ModelStore(f"file://{ondol.data_dir / 'store'}").publish_folder(folder, name)
-    database = Database(f"sqlite:///{ondol.data_dir / 'ondol.db'}")
-    try:
-        project_id = database.write(lambda uow: uow.keys.ensure_project())
-        database.write(
-            lambda uow: uow.models.publish(
-                project_id=project_id,
-                name=name,
-                task="embedding",
-                manifest_digest=manifest.digest,
-                size_bytes=manifest.size_bytes,
-                spec=json.loads((folder / SPEC_FILE).read_bytes()),
-                job_id=None,
-                attempt=None,
-                lineage={},
-            )
-        )
-    finally:
-        database.close()
-
-
 def test_a_model_that_this_device_cannot_hold_is_refused_when_it_is_asked_for(
     small: Served, folders: dict[str, Path]
 ) -> None:
-    publish(small, folders["huge"], "huge")
+    small.publish_all({"huge": folders["huge"]})  # as a larger device of the same house would have
     answer: httpx.Response = small.call("huge", "a")
     assert answer.is_error
     assert_sizes_are_named(answer.json()["error"])

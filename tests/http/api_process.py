@@ -23,7 +23,7 @@ from ondol.sql import migrate
 from ondol.sql.database import Database
 from ondol.sql.records import VersionRecord
 from ondol.sql.tables import idempotency_keys, job_inputs, jobs
-from tests.waiting import wait_until
+from tests.waiting import answers_well, wait_until
 
 START_LIMIT_S = 60
 STOP_LIMIT_S = 15
@@ -92,6 +92,13 @@ class ApiProcess:
         self._process = None
         return code
 
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_LIMIT_S)
+        self._process = None
+
     def close(self) -> None:
         """End what still runs and let go of the database."""
         if self._process is not None:
@@ -133,10 +140,7 @@ class ApiProcess:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"the api ended with {self._process.returncode}:\n{self.logs()}")
-        try:
-            return httpx.get(self.url + path, timeout=5, trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers_well(self.port, path)
 
 
 class Member:

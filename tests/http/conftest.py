@@ -1,4 +1,4 @@
-"""One api process for this folder on SQLite; each test has a project of its own. Some tests start more."""
+"""One api process for this folder on each database; each test has a project of its own. Some tests start more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ondol.contract.states import JobState
 from ondol.sql.tables import jobs
 from tests.http.api_process import ApiProcess, Member
 from tests.http.peer_worker import PeerWorker
-from tests.servers import RedisServer
+from tests.servers import PostgresServer, RedisServer
 
 _numbers = itertools.count(1)
 _CANCEL_LEFTOVERS = sa.update(jobs).where(jobs.c.state == JobState.QUEUED).values(state=JobState.CANCELLED)
@@ -35,6 +35,42 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServ
 def member(shared_api: ApiProcess) -> Iterator[Member]:
     """Somebody with a project that holds the model `tiny`, and nothing else."""
     made = shared_api.member()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def shared_postgresql_api(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, postgres_server: PostgresServer
+) -> Iterator[ApiProcess]:
+    """The same on PostgreSQL."""
+    database_url = postgres_server.create_database()
+    api = ApiProcess(tmp_path_factory.mktemp("api"), database_url=database_url, redis_url=redis_server.url)
+    api.start()
+    yield api
+    api.close()
+    postgres_server.drop_database(database_url)
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def each_shared_api(request: pytest.FixtureRequest) -> ApiProcess:
+    """The shared api, once on each database; of the session's scope, so that it runs before a test begins."""
+    name = {"sqlite": "shared_api", "postgresql": "shared_postgresql_api"}[request.param]
+    api: ApiProcess = request.getfixturevalue(name)
+    return api
+
+
+@pytest.fixture
+def each_api(each_shared_api: ApiProcess) -> ApiProcess:
+    """The same, where nothing that other tests left is still waiting."""
+    each_shared_api.database.write(lambda uow: uow.conn.execute(_CANCEL_LEFTOVERS))
+    return each_shared_api
+
+
+@pytest.fixture
+def member_of_each(each_api: ApiProcess) -> Iterator[Member]:
+    """Somebody as `member`, once on each database."""
+    made = each_api.member()
     yield made
     made.close()
 

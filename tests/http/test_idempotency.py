@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from tests.http.api_process import Member, job_body
-from tests.http.conftest import StartApi
 
 pytestmark = pytest.mark.integration
 
 KEY = {"idempotency-key": "the-same"}
 
 
-@pytest.fixture
-def member_on_each_database(start_api: StartApi, database_url: str) -> Iterator[Member]:
-    made = start_api(database_url).member()
-    yield made
-    made.close()
-
-
-def test_fifty_posts_at_once_make_one_job(member_on_each_database: Member) -> None:
-    member = member_on_each_database
+def test_fifty_posts_at_once_make_one_job(member_of_each: Member) -> None:
+    member = member_of_each
 
     async def post_all() -> list[httpx.Response]:
         async with httpx.AsyncClient(
@@ -75,3 +66,15 @@ def test_a_refusal_keeps_the_key_free(member: Member) -> None:
 
 def test_posts_without_a_key_make_a_job_each(member: Member) -> None:
     assert member.submit()["id"] != member.submit()["id"]
+
+
+def test_a_change_of_a_job_is_answered_again_though_it_fits_no_more(member: Member) -> None:
+    job_id = member.submit()["id"]
+    path = f"/v1/jobs/{job_id}/cancel"
+    first = member.http.post(path, headers=KEY)
+    member.http.delete(f"/v1/jobs/{job_id}")
+    again = member.http.post(path, headers=KEY)
+    assert (first.status_code, again.content) == (200, first.content)
+    assert "idempotent-replayed" in again.headers
+    assert member.http.post(path).status_code == 404
+    assert member.http.post(f"/v1/jobs/{member.submit()['id']}/cancel", headers=KEY).status_code == 422

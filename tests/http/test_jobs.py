@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from ondol.sql.records import Failure
 from tests.http.api_process import ApiProcess, Member, job_body
-from tests.http.conftest import StartApi
 from tests.http.peer_worker import TIMINGS, PeerWorker
 from tests.http.test_bad_input import assert_refused
 from tests.servers import RedisServer
@@ -20,15 +18,13 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def api(start_api: StartApi, database_url: str) -> ApiProcess:
-    return start_api(database_url)
+def api(each_api: ApiProcess) -> ApiProcess:
+    return each_api
 
 
 @pytest.fixture
-def someone(api: ApiProcess) -> Iterator[Member]:
-    made = api.member()
-    yield made
-    made.close()
+def someone(member_of_each: Member) -> Member:
+    return member_of_each
 
 
 def test_a_job_is_accepted_waited_for_and_described(

@@ -39,7 +39,7 @@ def test_5000_jobs_survive_the_death_of_every_part(
         cluster.publish(tiny_version, "tiny")
         cluster.start_api()
         cluster.start_reconciler()
-        worker = cluster.start_worker(0, faults=["--delay-us-per-token", "400"])
+        worker = cluster.start_worker(0, faults=["--delay-us-per-token", "200"])
         ids = _submit_all(cluster)
         for share, fault in enumerate(_faults(cluster, worker, empty_redis), start=1):
             _wait_for_progress(cluster, share * NUM_JOBS // 14)

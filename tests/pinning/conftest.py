@@ -37,7 +37,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     ondol = Served(tmp_path_factory.mktemp("pair"), **settings)
     worker_mb = [_resident_mb(process) for process in ondol.processes("workers.main")]
     found = Pair(ondol, worker_mb, _resident_mb(ondol.processes("api.main")[0]))
-    ondol.import_all({MODEL: make_tiny_model(tmp_path_factory.mktemp("folders") / MODEL)})
+    ondol.publish_all({MODEL: make_tiny_model(tmp_path_factory.mktemp("folders") / MODEL)})
     yield found
     ondol.close()
 

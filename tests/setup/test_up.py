@@ -73,6 +73,10 @@ def test_one_command_serves_the_first_call_and_leaves_nothing_however_it_ends(st
         assert answer.status_code == 200, answer.text
         vector = answer.json()["data"][0]["embedding"]
         assert len(vector) == 384
+        wait_until(lambda: client.get("/flower").status_code == 307, within_s=60, what="Flower beside the stack")
+        assert "Flower: " in first.output.read_text()
+        flower = client.get("/flower", follow_redirects=True)
+        assert (flower.status_code, flower.headers["www-authenticate"][:5]) == (401, "Basic")
 
     second = start_up()
     assert second.process.wait(30) == 2

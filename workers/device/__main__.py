@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from ondol.contract.frames import Header
 from ondol.logs import configure_logging
 from ondol.settings import CommonSettings, load_settings
+from workers.absent import UNUSED, leave_out
 from workers.device.arguments import DeviceArguments, add_device_arguments, device_arguments
 from workers.device.lifeline import bind_to_parent, lead_process_group
 from workers.device.pinning import pin
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
 
 def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
     """The engine, and what is said of it when it is ready; imports torch, so pinning must have happened."""
+    leave_out(*UNUSED)
+    gc.disable()  # imports make half a million objects that stay: looking at them again and again costs a second
     import torch
 
     from workers.device.device_kinds import device_kind, native_dtypes
@@ -60,6 +64,8 @@ def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
         "memory_bytes": arguments.memory_bytes,
         "dtypes": list(native_dtypes(device)),
     }
+    gc.freeze()  # what is here now stays: no later collection has to walk through it
+    gc.enable()
     return engine, ready
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,18 @@ class _Commit:
 
 
 class Checkpointer:
-    """The checkpoints of one attempt. `close` in the end."""
+    """The checkpoints of one attempt; `on_committed` gets the size in bytes of each. `close` in the end."""
 
-    def __init__(self, store: CheckpointStore, database: Database, reporter: Reporter, job: ClaimedTraining) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        database: Database,
+        reporter: Reporter,
+        job: ClaimedTraining,
+        *,
+        on_committed: Callable[[int], None],
+    ) -> None:
+        self._on_committed = on_committed
         self._store = store
         self._database = database
         self._reporter = reporter
@@ -56,7 +68,8 @@ class Checkpointer:
     def add(self, step: int, folder: Path, *, metrics: dict[str, Any], is_best: bool) -> None:
         """Begin to commit a complete folder, in which nothing changes any more."""
         job = self._job
-        future = self._executor.submit(self._store.commit, folder, job_id=job.id, step=step, attempt=job.attempt)
+        commit = partial(self._store.commit, folder, job_id=job.id, step=step, attempt=job.attempt)
+        future = self._executor.submit(copy_context().run, commit)
         self._local[step] = folder
         self._open.append(_Commit(step, folder, metrics, is_best, future))
 
@@ -72,6 +85,7 @@ class Checkpointer:
 
     def _record(self, done: _Commit, committed: CommittedCheckpoint) -> None:
         job = self._job
+        self._on_committed(committed.size_bytes)
         self._reporter.write(
             lambda uow: uow.checkpoints.add(
                 job.id,

@@ -24,6 +24,8 @@ from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import OndolError
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
+from ondol.metrics.roles import TrainerMetrics
+from ondol.metrics.server import serve_metrics
 from ondol.settings import TrainerSettings, load_settings
 from ondol.sql.database import Database
 from ondol.sql.sessions import TRAIN
@@ -61,7 +63,10 @@ class TrainerProcess:
         self._redis_url = redis_url
         self._database = Database(settings.resolved_database_url())
         self._wake = WakeBus(redis_url)
-        self._ringer = Ringer(self._database, MessagePublisher(redis_url), window_limits(settings))
+        self._metrics = TrainerMetrics()
+        self._ringer = Ringer(
+            self._database, MessagePublisher(redis_url), window_limits(settings), metrics=self._metrics.ring
+        )
         store = ModelStore(settings.resolved_store_url())
         self._stores = Stores(
             database=self._database,
@@ -86,6 +91,10 @@ class TrainerProcess:
 
     def run(self) -> int:
         """Work until told to stop; the exit code."""
+        with serve_metrics(self._settings, self._metrics.registry):
+            return self._run()
+
+    def _run(self) -> int:
         self._session.start()
         self._strikes.start()
         audit = ClaimAudit(self._database, self._session, self._claims)
@@ -129,6 +138,7 @@ class TrainerProcess:
                 check_memory_mb=settings.check_memory_mb,
             ),
             stopping=self._stopping,
+            metrics=self._metrics,
         )
 
     def _begin_to_stop(self, **_: object) -> None:

@@ -21,8 +21,11 @@ from ondol.contract.errors import (
     OndolError,
     StaleAttempt,
 )
+from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Reason
 from ondol.control.ringer import Ringer
+from ondol.logs import log_context
+from ondol.metrics.roles import TrainerMetrics
 from ondol.sql.database import Database
 from ondol.sql.records import CheckpointRecord, ClaimedTraining, Failure
 from ondol.sql.unit_of_work import UnitOfWork
@@ -44,6 +47,7 @@ _RETRY_PAUSE_S = 0.5
 _LOOK_EVERY_S = 2.0
 _FIRST_BACKOFF_S = 2.0
 _MAX_DOUBLINGS = 6
+_KIND = JobKind.FINE_TUNE.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class NodeDeps:
     worker: str
     limits: NodeLimits
     stopping: threading.Event
+    metrics: TrainerMetrics
 
 
 def handle_training(message_id: str, deps: NodeDeps) -> None:
@@ -90,7 +95,10 @@ def handle_training(message_id: str, deps: NodeDeps) -> None:
         if job is not None:
             deps.claims.add([job])
             deps.wake.wake([job.id])
-            _run(job, deps)
+            if not job.is_check:
+                deps.metrics.attempts.claimed(_KIND, _KIND)
+            with log_context(job_id=job.id, attempt=job.attempt, kind=_KIND, worker=deps.worker, message_id=message_id):
+                _run(job, deps)
     finally:
         # A message may come twice (Redis answered too late): the lane is free when the handler that trains is done.
         if deps.claims.end(message_id, [job] if job is not None else []):
@@ -105,13 +113,14 @@ def _run(job: ClaimedTraining, deps: NodeDeps) -> None:
         with deps.struck.watching(job.id) as struck, Workspace(deps.root, job, deps.stores, deps.host) as workspace:
             (_check if job.is_check else _train)(job, workspace, struck, deps)
     except StaleAttempt as exc:
-        log.info("attempt.stale", job_id=job.id, attempt=job.attempt, reason=exc.message)
+        log.info("attempt.stale", reason=exc.message)
+        _count(job, "", False, deps)
     except (DatabaseUnavailable, HandedBack):  # an outage, or our own end, is nobody's failure
         _hand_back(job, deps)
     except OndolError as exc:
         _fail(job, exc, deps)
     except Exception as exc:  # the handler's edge: a fault of ours fails this job, and the node goes on
-        log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
+        log.exception("attempt.crashed")
         _fail(job, AttemptError(f"internal error: {type(exc).__name__}"), deps)
     _release_device(job, deps)
     deps.wake.wake([job.id])
@@ -154,6 +163,7 @@ def _check(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
 
     if not _persist(write, deps):
         raise StaleAttempt(f"the check of {job.id} is no longer current")
+    _count(job, "passed", True, deps)
 
 
 def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, deps: NodeDeps) -> None:
@@ -163,7 +173,8 @@ def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
     assert job.resolved is not None
     if workspace.options.validate_only:  # a retry of a check that failed
         result = _only_validated(job.resolved)
-        _persist(lambda uow: uow.attempts.complete([completion(job, result, {})], worker=deps.worker), deps)
+        done = _persist(lambda uow: uow.attempts.complete([completion(job, result, {})], worker=deps.worker), deps)
+        _count(job, "succeeded", None if done is None else bool(done), deps)
         return
     reporter = Reporter(deps.database, deps.wake, job)
     plan = workspace.to_train(
@@ -181,9 +192,18 @@ def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
         limit_s=None if limit_s is None else max(1.0, limit_s - job.trained_s),
     )
     cpu_s = time.process_time()
-    with closing(Checkpointer(deps.stores.checkpoints, deps.database, reporter, job)) as checkpointer:
+    made = Checkpointer(
+        deps.stores.checkpoints, deps.database, reporter, job, on_committed=deps.metrics.checkpoint_committed
+    )
+    with closing(made) as checkpointer, deps.metrics.running.track_inprogress():
         supervisor = Supervisor(
-            job=job, plan=plan, database=deps.database, reporter=reporter, checkpointer=checkpointer, watch=watch
+            job=job,
+            plan=plan,
+            database=deps.database,
+            reporter=reporter,
+            checkpointer=checkpointer,
+            watch=watch,
+            on_steps=deps.metrics.steps_done,
         )
         ended = supervisor.run()
     timings = {
@@ -191,6 +211,8 @@ def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
         "train_s": round(time.monotonic() - started_at, 3),
         "supervisor_cpu_s": round(time.process_time() - cpu_s, 3),
     }
+    for stage in ("queue_wait", "train"):
+        deps.metrics.stages.took(stage, "job", (timings[f"{stage}_s"],))
     _conclude(job, plan, ended, timings, deps)
 
 
@@ -201,15 +223,19 @@ def _conclude(job: ClaimedTraining, plan: TrainPlan, ended: Ended, timings: dict
         timings |= {f"child_{name}": round(float(value), 3) for name, value in overhead.items()}
         trained = Trained(ended.event, plan, job.resolved.get("alias_seen"), timings)
         manifest = deps.publisher.store_files(trained)
-        _until_written(lambda: deps.publisher.record(job, trained, manifest), deps)
+        published = _until_written(lambda: deps.publisher.record(job, trained, manifest), deps)
+        _count(job, "succeeded", None if published is None else True, deps)
     elif ended.how is Ending.HANDED_BACK:
         _hand_back(job, deps)
     elif ended.how is Ending.PAUSED:
-        _persist(lambda uow: uow.training.pause(job.id, job.attempt, worker=deps.worker), deps)
+        is_paused = _persist(lambda uow: uow.training.pause(job.id, job.attempt, worker=deps.worker), deps)
+        _count(job, "paused", is_paused, deps)
     elif ended.how is Ending.DIED:
         error = {"code": "worker_lost", "message": ended.reason, "param": None}
-        log.warning("trainer.lost", job_id=job.id, attempt=job.attempt, reason=ended.reason)
-        _persist(lambda uow: _lose(uow, job, error, deps), deps)
+        log.warning("trainer.lost", reason=ended.reason)
+        _count(job, "lost", _persist(lambda uow: _lose(uow, job, error, deps), deps), deps)
+    else:
+        _count(job, "", False, deps)
 
 
 def _lose(uow: UnitOfWork, job: ClaimedTraining, error: dict[str, Any], deps: NodeDeps) -> bool:
@@ -303,12 +329,12 @@ def _hand_back(job: ClaimedTraining, deps: NodeDeps) -> None:
             job.id, job.attempt, JobState.QUEUED, Reason.HANDED_BACK, outcome="handed_back", worker=deps.worker
         )
 
-    _persist(write, deps)
+    _count(job, "handed_back", _persist(write, deps), deps)
 
 
 def _fail(job: ClaimedTraining, error: OndolError, deps: NodeDeps) -> None:
     """The attempt failed; a retryable error queues the job again, with a pause that doubles."""
-    log.warning("attempt.failed", job_id=job.id, attempt=job.attempt, code=error.code, reason=error.message)
+    log.warning("attempt.failed", code=error.code, reason=error.message)
 
     backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
     max_retries, details = deps.limits.max_attempts - 1, error.as_dict()
@@ -322,7 +348,19 @@ def _fail(job: ClaimedTraining, error: OndolError, deps: NodeDeps) -> None:
         failure = Failure(job.id, job.attempt, details, backoff_s if error.retryable else None)
         return bool(uow.attempts.fail([failure], max_retries=max_retries, worker=deps.worker))
 
-    _persist(write, deps)
+    _count(job, "failed", _persist(write, deps), deps)
+
+
+def _count(job: ClaimedTraining, outcome: str, is_written: bool | None, deps: NodeDeps) -> None:
+    """Count how the attempt or check ended; not written: it is stale; None: nobody knows, for the lease will lapse."""
+    if is_written is None:
+        return
+    if job.is_check:
+        deps.metrics.check_ended(outcome if is_written else "stale")
+    elif is_written:
+        deps.metrics.attempts.ended(_KIND, outcome)
+    else:
+        deps.metrics.attempts.refused(_KIND)
 
 
 def _persist(work: Callable[[UnitOfWork], T], deps: NodeDeps) -> T | None:

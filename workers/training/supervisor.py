@@ -76,7 +76,7 @@ class TrainingFailed(DeviceError):
 
 
 class Supervisor:
-    """Runs the child of one attempt; `run` blocks for as long as it trains."""
+    """Runs the child of one attempt; `run` blocks for as long as it trains. `on_steps`: it is so many steps further."""
 
     def __init__(
         self,
@@ -87,7 +87,10 @@ class Supervisor:
         reporter: Reporter,
         checkpointer: Checkpointer,
         watch: Watch,
+        on_steps: Callable[[int], None],
     ) -> None:
+        self._on_steps = on_steps
+        self._num_steps = 0
         self._job = job
         self._plan = plan
         self._database = database
@@ -107,7 +110,7 @@ class Supervisor:
     def run(self) -> Ended:
         """Train to an end. Raises TrainingFailed and store errors; a stale attempt is an ending, not an error."""
         child = ChildProcess(self._plan.work_dir / PLAN_FILE, threads=self._plan.threads, device=self._plan.device)
-        log.info("trainer.started", job_id=self._job.id, attempt=self._job.attempt, pid=child.pid)
+        log.info("trainer.started", pid=child.pid)
         try:
             self._follow(child)
             return self._conclude(child)
@@ -119,7 +122,7 @@ class Supervisor:
             if self._gate is not None:
                 self._gate.release()
                 self._gate.close()
-            log.info("trainer.ended", job_id=self._job.id, attempt=self._job.attempt, exit_code=code)
+            log.info("trainer.ended", exit_code=code)
 
     def _follow(self, child: ChildProcess) -> None:
         """Until the child has said all and every checkpoint is committed."""
@@ -152,6 +155,7 @@ class Supervisor:
     def _take(self, event: Event) -> None:
         """Pass one event on."""
         kind = event["event"]
+        self._count_steps(int(event.get("step") or 0))
         if kind in ("finished", "stopped", "failed"):
             self._final, self._final_at = event, time.monotonic()
         elif kind == "started":
@@ -170,6 +174,7 @@ class Supervisor:
 
     def _say_started(self, event: Event) -> None:
         step = event.get("resumed_from")
+        self._num_steps = int(step or 0)
         begun = f"training goes on from step {step}" if step else "training begins"
         self._reporter.say(f"{begun}, to step {event['max_steps']}", **_without_kind(event))
         if event.get("resume_inexact"):
@@ -178,6 +183,11 @@ class Supervisor:
                 "the weights will be close to those of an uninterrupted run, not equal"
             )
         self._reporter.progress(int(step or 0), int(event["max_steps"]))
+
+    def _count_steps(self, step: int) -> None:
+        if step > self._num_steps:
+            self._on_steps(step - self._num_steps)
+            self._num_steps = step
 
     def _look(self, child: ChildProcess) -> None:
         """Everything that may end or hold the child."""

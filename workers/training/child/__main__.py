@@ -7,6 +7,7 @@ traceback is on standard error.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -42,8 +43,12 @@ def main(argv: list[str]) -> int:
     plan = parse_plan(parsed.plan.read_bytes())
     settings = load_settings(CommonSettings)
     configure_logging(settings.log_level, settings.log_format, process="trainer")
+    gc.disable()  # of the half million objects that the imports make, none goes away
     device = _compose(plan)
     from workers.training.child.run import run_training  # torch and transformers: only after pinning
+
+    gc.freeze()
+    gc.enable()
 
     try:
         run_training(plan, events, stop, device)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from ondol.contract.errors import InvalidPayload
-from ondol.contract.fine_tune import DEFAULT_METRIC, TASK_METRICS, FineTuneOptions
+from ondol.contract.fine_tune import DEFAULT_LEARNING_RATE, DEFAULT_METRIC, TASK_METRICS, FineTuneOptions
 from workers.training.data.examples import MULTI_LABEL, REGRESSION
 from workers.training.data.labels import check_weights
 
 DEFAULT_SHARE = 0.1
-_LEARNING_RATES = {"full": 2e-5, "frozen": 1e-3}
 
 
 def resolve_metric(options: FineTuneOptions, trained: str) -> str:
@@ -30,7 +29,7 @@ def resolve_metric(options: FineTuneOptions, trained: str) -> str:
 
 def resolve_learning_rate(options: FineTuneOptions) -> float:
     """The learning rate given, or the one that fits the backbone."""
-    return options.hyperparameters.learning_rate or _LEARNING_RATES[options.backbone]
+    return options.hyperparameters.learning_rate or DEFAULT_LEARNING_RATE[options.backbone]
 
 
 def resolve_steps(options: FineTuneOptions, num_train: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ def upgrade() -> None:
     """What the schema gains."""
     op.add_column("projects", sa.Column("webhook_secret", sa.String(length=128), nullable=True))
     op.add_column("jobs", sa.Column("webhook", sa.String(length=2048), nullable=True))
+    op.add_column("jobs", sa.Column("ignores_result", sa.Boolean(), nullable=True))
     op.add_column("attempts", sa.Column("message_id", sa.String(length=64), nullable=True))
     op.create_index(
         "ix_jobs_task",

@@ -1,0 +1,69 @@
+"""A FastAPI application that embeds in the background, is told when it is done, and searches and classifies at once.
+
+    ONDOL_WEBHOOK_SECRET=$(ondol webhooks secret) uvicorn examples.fastapi_app:app --port 8000
+
+`POST /documents` answers with a job at once; Ondol calls `/hooks/ondol` when its vectors are there. The address must be
+one that Ondol may reach: a private one needs ONDOL_WEBHOOK_NETWORKS=127.0.0.0/8. `GET /search` embeds the question.
+"""
+
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request
+
+from ondol import AsyncOndol, WebhookRefused, verify_webhook
+
+MODEL = "all-minilm-l6-v2"
+HOOK = os.environ.get("HOOK_URL", "http://127.0.0.1:8000/hooks/ondol")
+
+waiting: dict[str, list[str]] = {}
+texts: list[str] = []
+vectors = np.empty((0, 384), dtype=np.float32)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """One client for the whole application."""
+    async with AsyncOndol() as client:
+        app.state.ondol = client
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/documents", status_code=202)
+async def add(documents: list[str]) -> dict[str, str]:
+    """Accept documents; a durable job embeds them, whatever dies meanwhile."""
+    batch = uuid.uuid4().hex
+    waiting[batch] = documents  # before the job is submitted: its end may be told before its acceptance is answered
+    job = await app.state.ondol.jobs.create(
+        kind="embedding", model=MODEL, input=documents, metadata={"batch": batch}, webhook=HOOK
+    )
+    return {"job": job.id}
+
+
+@app.post("/hooks/ondol")
+async def told(request: Request) -> dict[str, bool]:
+    """Take the vectors of a job that has ended. Ondol tries again until this answers with 2xx."""
+    global vectors
+    try:
+        event = verify_webhook(await request.body(), request.headers, secret=os.environ["ONDOL_WEBHOOK_SECRET"])
+    except WebhookRefused as error:
+        raise HTTPException(400, str(error)) from error
+    documents = waiting.pop(event["data"]["metadata"]["batch"], None)
+    if documents is not None and event["type"] == "job.succeeded":
+        found = await app.state.ondol.jobs.vectors(event["data"]["id"])
+        texts.extend(documents)
+        vectors = np.concatenate([vectors, found])
+    return {"ok": True}
+
+
+@app.get("/search")
+async def search(q: str) -> list[dict[str, str | float]]:
+    """The nearest documents, best first."""
+    scores = vectors @ await app.state.ondol.embed(q, model=MODEL)
+    return [{"text": texts[i], "score": float(scores[i])} for i in np.argsort(-scores)[:3]]

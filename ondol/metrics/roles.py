@@ -1,0 +1,262 @@
+"""One class a kind of process, built in its composition root over a registry of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from ondol.metrics.batch_histogram import BatchHistogram
+from ondol.metrics.jobs import AcceptMetrics, AttemptMetrics, EndedAttempts, NoticeMetrics, RingMetrics, StageMetrics
+from ondol.metrics.registry import as_label, new_registry
+
+REQUEST_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+MAX_MODELS_NAMED = 64
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+class ApiMetrics:
+    """What the api counts."""
+
+    def __init__(self) -> None:
+        self.registry = new_registry("api")
+        self.accept = AcceptMetrics(self.registry)
+        self.ring = RingMetrics(self.registry)
+        self.notices = NoticeMetrics(self.registry, "webhook")
+        self._requests = Counter(
+            "ondol_http_requests_total",
+            "HTTP requests answered; route is the template, `unmatched` where there is none.",
+            ("route", "method", "status"),
+            registry=self.registry,
+        )
+        self._request_s = BatchHistogram(
+            "ondol_http_request_seconds",
+            "Seconds from a request's head to the end of its answer; long polls and event streams wait on purpose.",
+            ("route",),
+            bounds=REQUEST_BOUNDS_S,
+            registry=self.registry,
+        )
+        self._calls = Counter(
+            "ondol_calls_total",
+            "Synchronous calls ended: ok, left (the client hung up), or the error's code.",
+            ("kind", "outcome"),
+            registry=self.registry,
+        )
+        self._call_tokens = Counter(
+            "ondol_call_tokens_total", "Tokens of the calls that were answered.", ("kind",), registry=self.registry
+        )
+        self._call_s = BatchHistogram(
+            "ondol_call_seconds",
+            "Seconds from sending a call to a worker to its answer, however it ended.",
+            ("kind",),
+            bounds=REQUEST_BOUNDS_S,
+            registry=self.registry,
+        )
+
+    def request_ended(self, *, route: str | None, method: str, status: int, took_s: float) -> None:
+        """A request was answered."""
+        template = route or "unmatched"
+        self._requests.labels(template, method if method in _METHODS else "other", status).inc()
+        self._request_s.observe((took_s,), template)
+
+    def call_ended(self, kind: str, outcome: str, *, took_s: float, num_tokens: int = 0) -> None:
+        """A call has ended."""
+        self._calls.labels(kind, as_label(outcome)).inc()
+        self._call_s.observe((took_s,), kind)
+        if num_tokens:
+            self._call_tokens.labels(kind).inc(num_tokens)
+
+
+class IntakeMetrics:
+    """What the intake of Celery producers counts."""
+
+    def __init__(self) -> None:
+        self.registry = new_registry("intake")
+        self.accept = AcceptMetrics(self.registry)
+        self.ring = RingMetrics(self.registry)
+        self.notices = NoticeMetrics(self.registry, "celery")
+
+
+class BatchMetrics:
+    """What went through the models of a device."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._batches = Counter(
+            "ondol_batches_total",
+            "Batches run, by why they were closed: full (the next row did not fit), drained (nothing more waited for "
+            "the model), alone (it needs the device for itself).",
+            ("release",),
+            registry=registry,
+        )
+        self._rows = Counter("ondol_batch_rows_total", "Rows of the batches run.", registry=registry)
+        self._tokens = Counter(
+            "ondol_batch_tokens_total", "Tokens of the batches run, padding apart.", registry=registry
+        )
+        self._padding = Counter(
+            "ondol_batch_padding_tokens_total",
+            "Padding that went through models besides the tokens.",
+            registry=registry,
+        )
+        self._budget = Counter(
+            "ondol_batch_budget_tokens_total",
+            "Token budgets of the batches run; tokens and padding over this is how full batches are.",
+            registry=registry,
+        )
+        self._halvings = Counter(
+            "ondol_batch_halvings_total",
+            "Times that a batch ran out of device memory and was halved.",
+            registry=registry,
+        )
+        self._forward_s = BatchHistogram(
+            "ondol_batch_seconds", "Seconds of a batch on the device.", (), bounds=REQUEST_BOUNDS_S, registry=registry
+        )
+
+    def ran(self, release: str, *, num_rows: int, num_tokens: int, header: Mapping[str, object]) -> None:
+        """A batch came back with this `ran` header."""
+        self._batches.labels(release).inc()
+        self._rows.inc(num_rows)
+        self._tokens.inc(num_tokens)
+        self._padding.inc(_number(header, "num_padding"))
+        self._budget.inc(_number(header, "max_batch_tokens"))
+        self._halvings.inc(_number(header, "num_halvings"))
+        self._forward_s.observe((_number(header, "forward_s"),))
+
+
+class DeviceMetrics:
+    """The device of a worker and what is warm on it; what is a state is asked for when somebody looks."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.restarts = Counter(
+            "ondol_device_restarts_total",
+            "Device processes that ended without being asked to, and were replaced.",
+            registry=registry,
+        )
+        self._up = Gauge("ondol_device_up", "1 while a device process answers, else 0.", registry=registry)
+        self._waiting = Gauge(
+            "ondol_batcher_waiting_tokens", "Tokens of the rows that wait for the device.", registry=registry
+        )
+        self._used = Gauge(
+            "ondol_device_memory_used_bytes", "Memory that the warm models take, as measured.", registry=registry
+        )
+        self._limit = Gauge("ondol_device_memory_limit_bytes", "Memory that warm models may take.", registry=registry)
+        self._warm = Gauge("ondol_warm_models", "Models that are warm on the device.", registry=registry)
+        self._models = _WarmModels(registry)
+
+    def watch(
+        self,
+        *,
+        is_up: Callable[[], bool],
+        num_waiting_tokens: Callable[[], int],
+        used_bytes: Callable[[], int],
+        warm: Callable[[], Collection[str]],
+    ) -> None:
+        """Where to look; each is called on the thread that answers a scrape."""
+        self._up.set_function(is_up)
+        self._waiting.set_function(num_waiting_tokens)
+        self._warm.set_function(lambda: len(warm()))
+        self._used.set_function(used_bytes)
+        self._models.warm = warm
+
+    def device_up(self, ready: Mapping[str, object]) -> None:
+        """A device process has come up with this `ready` header."""
+        self._limit.set(_number(ready, "memory_bytes"))
+
+
+class WorkerMetrics:
+    """What a worker counts."""
+
+    def __init__(self) -> None:
+        self.registry = new_registry("worker")
+        self.ring = RingMetrics(self.registry)
+        self.attempts = AttemptMetrics(self.registry)
+        self.stages = StageMetrics(self.registry)
+        self.batches = BatchMetrics(self.registry)
+        self.device = DeviceMetrics(self.registry)
+
+
+class TrainerMetrics:
+    """What a trainer node counts."""
+
+    def __init__(self) -> None:
+        self.registry = new_registry("trainer")
+        self.ring = RingMetrics(self.registry)
+        self.attempts = AttemptMetrics(self.registry, ("fine-tune", "lost"))
+        self.stages = StageMetrics(self.registry)
+        self._checks = Counter(
+            "ondol_checks_total",
+            "Checks of a fine-tune's files ended: passed, failed (also where a retry is left), handed_back, stale.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.running = Gauge("ondol_training_running", "Trainings that run on this node now.", registry=self.registry)
+        self._steps = Counter(
+            "ondol_training_steps_total",
+            "Training steps done; its rate is the speed in steps a second.",
+            registry=self.registry,
+        )
+        self._checkpoints = Counter(
+            "ondol_checkpoints_committed_total",
+            "Checkpoints that are whole in the model store.",
+            registry=self.registry,
+        )
+        self._checkpoint_bytes = Counter(
+            "ondol_checkpoint_bytes_total", "Size of the committed checkpoints.", registry=self.registry
+        )
+
+    def check_ended(self, outcome: str) -> None:
+        """A check has ended."""
+        self._checks.labels(outcome).inc()
+
+    def steps_done(self, num: int) -> None:
+        """A training is so many steps further."""
+        self._steps.inc(num)
+
+    def checkpoint_committed(self, size_bytes: int) -> None:
+        """A checkpoint is whole in the store."""
+        self._checkpoints.inc()
+        self._checkpoint_bytes.inc(size_bytes)
+
+
+class ReconcilerMetrics:
+    """What a reconciler counts; the state of the whole system is `SystemMetrics`. `kinds`: of jobs that may be lost."""
+
+    def __init__(self, kinds: Iterable[str] = ()) -> None:
+        self.registry = new_registry("reconciler")
+        self.ring = RingMetrics(self.registry)
+        self.attempts = EndedAttempts(self.registry, *((kind, "lost") for kind in kinds))
+        self.leads = Gauge(
+            "ondol_reconciler_leads", "1 while this reconciler is the one that acts, else 0.", registry=self.registry
+        )
+        self.rounds = Counter(
+            "ondol_reconciler_rounds_total",
+            "Rounds of repairs done; standing still means that nothing is repaired.",
+            registry=self.registry,
+        )
+
+
+class _WarmModels(Collector):
+    """`ondol_warm_model_info`, one series a model that is warm now."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.warm: Callable[[], Collection[str]] = tuple
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        return [self._family()]
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family()
+        for ref in sorted(self.warm())[:MAX_MODELS_NAMED]:
+            family.add_metric((ref,), 1)
+        return [family]
+
+    def _family(self) -> GaugeMetricFamily:
+        documentation = f"Always 1; a version that is warm on the device, {MAX_MODELS_NAMED} at most."
+        return GaugeMetricFamily("ondol_warm_model_info", documentation, labels=("version",))
+
+
+def _number(header: Mapping[str, object], name: str) -> float:
+    value = header.get(name)
+    return value if isinstance(value, int | float) and value > 0 else 0

@@ -1,0 +1,115 @@
+"""What a producer gets: results, exceptions of built-in types, and what its task's state says meanwhile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from celery import chain, chord, states
+from celery.exceptions import ChordError, NotRegistered
+
+from ondol.contract.kinds import JobKind
+from ondol.contract.states import JobState
+from tests.http.peer_worker import PeerWorker, vector_of
+from tests.producers.conftest import API_URL
+from tests.producers.producer import LIMIT_S, MODEL, MOOD_MODEL, Producer
+from tests.producers.shop import Shop
+from tests.servers import RedisServer
+
+pytestmark = pytest.mark.integration
+
+TUNING = {"train_file": "file_" + "0" * 26, "output_name": "mine"}
+
+
+@pytest.mark.parametrize("queue", ["ondol.jobs", None])
+def test_a_result_comes_by_either_queue(shop: Shop, worker: PeerWorker, producer: Producer, queue: str | None) -> None:
+    sent = producer.embed("the kettle is warm", **({"queue": queue} if queue else {}))
+    job = shop.job_of(sent.id)
+    producer.wait_for_state(sent, states.RECEIVED)
+    assert sent.info == {"job": job.id}
+    worker.run_one_message()
+    result = sent.get(timeout=LIMIT_S)
+    assert result["object"] == "list"
+    assert result["model"] == f"{MODEL}:1"
+    vector = np.array(result["data"][0]["output"], dtype=np.float32)
+    assert vector.tolist() == vector_of("the kettle is warm").tolist()
+
+
+def test_labels_come_as_the_api_gives_them(worker: PeerWorker, producer: Producer) -> None:
+    sent = producer.send("text-classification", model=MOOD_MODEL, input=["so warm"], priority="interactive")
+    worker.run_one_message()
+    scores = sent.get(timeout=LIMIT_S)["data"][0]["output"]
+    assert {score["label"] for score in scores} == {"sad", "calm", "glad"}
+
+
+def test_a_large_result_is_a_reference(shop: Shop, worker: PeerWorker, producer: Producer) -> None:
+    sent = producer.send(model=MODEL, input=[f"text {i}" for i in range(200)])
+    worker.run_one_message()
+    job = shop.job_of(sent.id)
+    url = f"{API_URL}/v1/jobs/{job.id}/result"
+    assert sent.get(timeout=LIMIT_S) == {"object": "job.result_reference", "job": job.id, "result_url": url}
+
+
+def test_who_wants_no_result_gets_none(
+    shop: Shop, worker: PeerWorker, producer: Producer, redis_server: RedisServer
+) -> None:
+    ignored = producer.embed("nobody asks", ignore_result=True)
+    refused = producer.send(model="no-such-model", input=["x"], sending={"ignore_result": True})
+    worker.run_one_message()
+    assert shop.job_of(ignored.id).state is JobState.SUCCEEDED
+    told = producer.embed("somebody asks")
+    worker.run_one_message()
+    told.get(timeout=LIMIT_S)  # answers are in order: what there was to be told of the others has been told
+    assert ignored.state == states.PENDING
+    assert refused.state == states.PENDING
+    assert shop.database.read(lambda uow: uow.notices.of(shop.job_of(ignored.id).id)) == []
+
+
+def test_bad_fields_raise_built_in_exceptions(producer: Producer) -> None:
+    cases = [
+        (producer.send(model=MODEL, input=["x"], modle="y"), ValueError, "modle"),
+        (producer.send(model=MODEL, input=[]), ValueError, "param input"),
+        (producer.send(model=MODEL, input=["x"], kind="embedding"), ValueError, "param kind"),
+        (producer.send(model=MODEL, input=["x"], sending={"args": ["x"]}), ValueError, "kwargs"),
+        (producer.send("fill-mask", model=MODEL, input=["x"]), ValueError, "unknown_job_kind"),
+        (producer.send("text-classification", model=MODEL, input=["x"]), ValueError, "model_has_no_head"),
+        (producer.send(model="no-such-model", input=["x"]), LookupError, "model_not_found"),
+        (producer.send("fine-tune", model=MODEL, options=TUNING), LookupError, "options.train_file"),
+        (producer.send("import", input={"path": "/tmp"}, options={}), ValueError, "options.name"),
+        (producer.send("import", input={"path": "/tmp"}, options={"name": "mine"}), RuntimeError, "administrator"),
+        (producer.send("embedding", model=MODEL, input=["x"], sending={"task_id": "i" * 200}), ValueError, "task_id"),
+    ]
+    for sent, kind, word in cases:
+        error = producer.error_of(sent)
+        assert type(error) is kind, error
+        assert word in str(error)
+
+
+def test_an_unknown_task_is_not_registered(producer: Producer) -> None:
+    for name in ("shop.restock", "ondol.run", "celery.map"):
+        error = producer.app.send_task(name, kwargs={"it": []}).get(timeout=LIMIT_S, propagate=False)
+        assert isinstance(error, NotRegistered)
+
+
+def test_a_missed_deadline_is_a_timeout(shop: Shop, producer: Producer) -> None:
+    sent = producer.send(model=MODEL, input=["x"], not_before=4e9, deadline_s=0.001)
+    assert shop.job_of(sent.id).state is JobState.QUEUED
+    assert shop.database.write(lambda uow: uow.jobs.expire_deadlines())
+    assert type(producer.error_of(sent)) is TimeoutError
+
+
+def test_what_would_run_at_once_is_refused(shop: Shop, producer: Producer) -> None:
+    fields = {"model": MODEL, "input": ["x"]}
+    embed, after = producer.app.signature("ondol.embedding", kwargs=fields), producer.app.signature("shop.after")
+    linked = embed.apply_async(link=after)
+    assert "link would run when the job is recorded" in str(producer.error_of(linked))
+    chained = chain(embed, after, app=producer.app).apply_async()
+    assert "chain" in str(producer.error_of(chained.parent))
+    assert type(producer.error_of(chained)) is ValueError  # the rest of the chain fails with it, nobody waits for ever
+    counted = chord([embed, embed], after, app=producer.app).apply_async()
+    assert isinstance(producer.error_of(counted), ChordError)
+    assert shop.find(linked.id) is None
+
+
+def test_every_kind_has_a_task(producer: Producer) -> None:
+    [tasks] = producer.app.control.inspect(timeout=LIMIT_S, limit=1).registered().values()
+    assert set(tasks) == {f"ondol.{kind}" for kind in JobKind}
