@@ -15,7 +15,7 @@ from api.fine_tuning_events import SHOWN_TYPES, Told, fine_tuning_event_json
 from api.fine_tuning_json import Outcome, checkpoint_before, checkpoint_json, event_before, fine_tuning_job_json
 from api.fine_tuning_request import read_request
 from api.idempotency import Answer, KeyedRequest, Make, answer_once
-from api.job_routes import check_job_id, json_answer, json_response
+from api.job_routes import change_once, check_job_id, json_answer, json_response
 from api.request_body import idempotency_key, read_json
 from api.services import CallerDep, Services, ServicesDep
 from api.submission import Origin, admit, prepare, record_jobs
@@ -80,7 +80,7 @@ async def retrieve(job_id: str, services: ServicesDep, caller: CallerDep) -> Res
 
 
 @router.post("/{job_id}/cancel", responses=docs.JOB_RESPONSES)
-async def cancel(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def cancel(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Cancel a fine-tune that has not ended; 409 if it ended otherwise. Cancelling twice changes nothing."""
 
     def move(uow: UnitOfWork) -> dict[str, Any]:
@@ -89,11 +89,11 @@ async def cancel(job_id: str, services: ServicesDep, caller: CallerDep) -> Respo
         uow.after_commit(lambda: services.wake.wake([job_id]))
         return _shown(uow, [uow.jobs.cancel(job_id, caller.project_id)])[0]
 
-    return json_response(await services.database.write(move))
+    return await change_once(request, services, caller, move)
 
 
 @router.post("/{job_id}/pause", responses=docs.JOB_RESPONSES)
-async def pause(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def pause(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Ask a fine-tune that trains to stop at its next checkpoint: it is `paused` soon; 409 unless it trains."""
 
     def move(uow: UnitOfWork) -> dict[str, Any]:
@@ -101,11 +101,11 @@ async def pause(job_id: str, services: ServicesDep, caller: CallerDep) -> Respon
         uow.after_commit(lambda: services.wake.strike([job_id]))
         return _shown(uow, [uow.training.request_pause(job_id, caller.project_id)])[0]
 
-    return json_response(await services.database.write(move))
+    return await change_once(request, services, caller, move)
 
 
 @router.post("/{job_id}/resume", responses=docs.JOB_RESPONSES)
-async def resume(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def resume(job_id: str, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Queue a paused fine-tune again, to go on from its last checkpoint; 409 if it is not paused."""
 
     def move(uow: UnitOfWork) -> dict[str, Any]:
@@ -114,7 +114,7 @@ async def resume(job_id: str, services: ServicesDep, caller: CallerDep) -> Respo
         uow.after_commit(lambda: services.wake.wake([job_id]))
         return _shown(uow, [uow.training.resume(job_id, caller.project_id)])[0]
 
-    return json_response(await services.database.write(move))
+    return await change_once(request, services, caller, move)
 
 
 @router.get("/{job_id}/events", responses=docs.EVENT_PAGE_RESPONSES)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -174,18 +173,43 @@ async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> R
 async def change_job(
     request: Request, services: Services, caller: Caller, change: Callable[[UnitOfWork], JobRecord]
 ) -> Response:
-    """The job after `change`. With an Idempotency-Key a repeated request gets the first answer again.
+    """The job after `change`, made once."""
+    flower_url = services.flower.url()
+    return await change_once(request, services, caller, lambda uow: job_json(change(uow), flower_url=flower_url))
 
-    One without gets a key of its own: a commit whose outcome was lost is tried again, and must find its answer.
+
+async def change_once(
+    request: Request, services: Services, caller: Caller, change: Callable[[UnitOfWork], dict[str, Any]]
+) -> Response:
+    """What `change` gives. With an Idempotency-Key a repeated request gets the first answer again.
+
+    A unit of work whose commit was not answered is run again, and finds what its first run did.
     """
-    key = idempotency_key(request) or f"once-{uuid.uuid4()}"
-    keyed = KeyedRequest(caller.project_id, key, hashlib.sha256(request.url.path.encode()).hexdigest())
+    job_id, key = request.path_params["job_id"], idempotency_key(request)
+    digest = hashlib.sha256(request.url.path.encode()).hexdigest()
+    keyed = None if key is None else KeyedRequest(caller.project_id, key, digest)
+    first: list[tuple[JobState, int, Answer]] = []
+
+    def make(uow: UnitOfWork) -> Answer:
+        if uow.is_retry and first and _is_recorded(uow, job_id, *first[-1][:2]):
+            return first[-1][2]
+        before = uow.jobs.states_of([job_id]).get(job_id)
+        answer = Answer(200, orjson.dumps(change(uow)))
+        state, seq = uow.jobs.states_of([job_id])[job_id]
+        if before is not None and seq > before[1]:  # a change without an event, as a pause asked for, may run again
+            first.append((state, seq, answer))
+        return answer
 
     async def prepare_change() -> Make:
-        flower_url = services.flower.url()
-        return lambda uow: Answer(200, orjson.dumps(job_json(change(uow), flower_url=flower_url)))
+        return make
 
     return json_answer(await answer_once(services, keyed, prepare_change))
+
+
+def _is_recorded(uow: UnitOfWork, job_id: str, state: JobState, seq: int) -> bool:
+    """Whether event `seq` of the job is in SQL as a move to `state`."""
+    found = uow.events.after(job_id, seq - 1, limit=1)
+    return bool(found) and found[0].seq == seq and found[0].data.get("to") == state
 
 
 async def _delete_checkpoints(services: Services, job_id: str) -> None:

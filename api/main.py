@@ -164,7 +164,14 @@ def build_deliverer(services: Services) -> WebhookDeliverer:
     """What tells webhooks; it finds receivers by the machine's own resolver."""
     settings = services.settings
     sender = Sender(SystemResolver(), networks=settings.webhook_networks, timeout_s=settings.webhook_timeout_s)
-    return WebhookDeliverer(services.database, services.listener, sender, settings, metrics=services.metrics.notices)
+    return WebhookDeliverer(
+        services.database,
+        services.listener,
+        sender,
+        settings,
+        metrics=services.metrics.notices,
+        flower=services.flower,
+    )
 
 
 async def _take_down(services: Services) -> None:

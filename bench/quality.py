@@ -1,7 +1,10 @@
 """Quality of a fine-tune: our training child beside a plain Trainer script, with the same settings and data.
 
 `python -m bench.quality [--data FOLDER] [--only NAME] [--seeds 3] [--quick]`: both train on the same rows, and both
-models are judged on the test file by the same code. Prints a table, writes `bench/results/quality.json`, gates nothing.
+models are judged on the test file by the same code. By default chance is the same for both: one seed, the library's
+random order of rows, no dropout; what is left of a difference is ours. With `--seeds N` each trains N times as jobs do
+by default, rows of like length together and with dropout, and the means are compared. Prints a table, writes
+`bench/results/quality.json` (or `quality-seeds.json`), gates nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from workers.training.plan import BaseVersion, DataFile, DataFiles, TrainPlan, d
 RESULTS = Path(__file__).parent / "results"
 SCRIPT = Path(__file__).with_name("quality_script.py")
 DEV_ROWS, JUDGED_ROWS = 200, 600
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+"""Of BERT, which both bases are."""
 QUICK_ROWS = {"train": 240, "dev": 60, "test": 150}
 TEXT, TOKENS = "text-classification", "token-classification"
 
@@ -58,12 +63,29 @@ TRIALS = (
 Figures = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training of a trial; `is_paired`: without dropout, and in the order of rows that the library draws."""
+
+    trial: Trial
+    files: dict[str, Path]
+    base: Path
+    threads: int
+    seed: int
+    is_paired: bool
+
+    @property
+    def order(self) -> str:
+        """The Trainer's name for the order of rows."""
+        return "random" if self.is_paired else "group_by_length"
+
+
 def main(argv: list[str]) -> int:
     """Run the trials and print the table; 1 if data or models are missing."""
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="folder of the data sets")
     parser.add_argument("--only", action="append", choices=[trial.name for trial in TRIALS], help="these data sets")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds of the plain script, for the spread")
+    parser.add_argument("--seeds", type=int, default=0, help="train so often, with dropout and grouped rows")
     parser.add_argument("--quick", action="store_true", help="few rows: shows that it runs, not how good it is")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parsed = parser.parse_args(argv)
@@ -78,7 +100,9 @@ def main(argv: list[str]) -> int:
             figures.append(_run_trial(trial, Path(folder) / trial.name, parsed))
             _print_table(figures[-1:], with_header=len(figures) == 1)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "quality.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / ("quality-seeds.json" if parsed.seeds else "quality.json")).write_text(
+        json.dumps(figures, indent=1) + "\n", encoding="utf-8"
+    )
     return 0
 
 
@@ -98,24 +122,28 @@ def _run_trial(trial: Trial, folder: Path, parsed: argparse.Namespace) -> Figure
     base = folder / "base"
     base.mkdir()
     import_model(offline_model_folders()[trial.base], base, convert_bin=False)
-    started = time.monotonic()
-    child = _train_with_child(trial, files, base, folder / "child", parsed.threads)
-    child_s = time.monotonic() - started
-    scripts, scripts_s = [], []
-    for seed in range(42, 42 + parsed.seeds):
+    is_paired = not parsed.seeds
+    ours, scripts, ours_s, scripts_s = [], [], 0.0, 0.0
+    for seed in range(42, 42 + max(1, parsed.seeds)):
+        run = Run(trial, files, base, parsed.threads, seed, is_paired)
         started = time.monotonic()
-        model = _train_with_script(trial, files, base, folder / f"script-{seed}", parsed.threads, seed)
-        scripts_s.append(time.monotonic() - started)
+        model = _train_with_child(run, folder / f"child-{seed}")
+        ours_s += time.monotonic() - started
+        ours.append(_judge(trial, model, files["test"], parsed.threads))
+        started = time.monotonic()
+        model = _train_with_script(run, folder / f"script-{seed}")
+        scripts_s += time.monotonic() - started
         scripts.append(_judge(trial, model, files["test"], parsed.threads))
     return {
         "data": trial.name,
         "base": trial.base,
         "rows": len(_read(files["train"])),
         "epochs": trial.epochs,
-        "child": _judge(trial, child, files["test"], parsed.threads),
+        "is_paired": is_paired,
+        "ours": ours,
         "script": scripts,
-        "child_min": child_s / 60,
-        "script_min": [seconds / 60 for seconds in scripts_s],
+        "ours_min": ours_s / 60,
+        "script_min": scripts_s / 60,
         "is_quick": parsed.quick,
     }
 
@@ -163,8 +191,9 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _train_with_child(trial: Trial, files: dict[str, Path], base: Path, folder: Path, threads: int) -> Path:
+def _train_with_child(run: Run, folder: Path) -> Path:
     folder.mkdir()
+    trial, files = run.trial, run.files
     options = FineTuneOptions.model_validate(
         {
             "output_name": trial.name,
@@ -177,11 +206,16 @@ def _train_with_child(trial: Trial, files: dict[str, Path], base: Path, folder: 
                 "num_train_epochs": trial.epochs,
                 "learning_rate": trial.learning_rate,
                 "per_device_train_batch_size": trial.batch_size,
+                "train_sampling_strategy": run.order,
             },
+            "config": dict.fromkeys(DROPOUTS, 0.0) if run.is_paired else {},
+            "seed": run.seed,
         }
     )
     data = DataFiles(DataFile(files["train"], files["train"].name), DataFile(files["dev"], files["dev"].name))
-    plan = TrainPlan("job_bench", 1, BaseVersion(f"{trial.base}:1", base), data, options, folder, threads=threads)
+    plan = TrainPlan(
+        "job_bench", 1, BaseVersion(f"{trial.base}:1", run.base), data, options, folder, threads=run.threads
+    )
     plan = replace(plan, report=load_dataset(plan).report)
     (folder / "plan.json").write_bytes(dump_plan(plan))
     reading, writing = os.pipe()
@@ -197,15 +231,19 @@ def _train_with_child(trial: Trial, files: dict[str, Path], base: Path, folder: 
     return Path(events[-1]["folder"])
 
 
-def _train_with_script(trial: Trial, files: dict[str, Path], base: Path, folder: Path, threads: int, seed: int) -> Path:
+def _train_with_script(run: Run, folder: Path) -> Path:
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT), "--task", trial.task, "--base", str(base), "--out", str(folder)]
+    trial, files = run.trial, run.files
+    command = [sys.executable, str(SCRIPT), "--task", trial.task, "--base", str(run.base), "--out", str(folder)]
     command += ["--train", str(files["train"]), "--dev", str(files["dev"]), "--epochs", str(trial.epochs)]
     command += ["--learning-rate", str(trial.learning_rate), "--batch-size", str(trial.batch_size)]
-    command += ["--max-length", str(trial.max_length), "--seed", str(seed), "--threads", str(threads)]
+    command += ["--max-length", str(trial.max_length), "--seed", str(run.seed), "--threads", str(run.threads)]
+    command += ["--order", run.order]
+    if run.is_paired:
+        command.append("--no-dropout")
     if trial.freeze_word_embeddings:
         command.append("--freeze-word-embeddings")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(run.threads)}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"the script failed: {done.stderr.decode()[-2000:]}")
@@ -224,22 +262,30 @@ def _judge(trial: Trial, folder: Path, test: Path, threads: int) -> dict[str, fl
 
 
 def _print_table(figures: list[Figures], *, with_header: bool) -> None:
-    columns = "{:11} {:22} {:>6} {:>6} {:>9} {:>7} {:>15} {:>7} {:>6} {:>7}"
+    columns = "{:11} {:22} {:>5} {:>6} {:>9} {:>15} {:>15} {:>8} {:>5} {:>7}"
     if with_header:
         print(columns.format("data", "base", "rows", "epochs", "metric", "ours", "script", "diff", "min", "script"))
     for figure in figures:
-        for metric, ours in figure["child"].items():
-            values = [script[metric] for script in figure["script"]]
-            mean = sum(values) / len(values)
-            shown = f"{mean:.4f}" if len(values) == 1 else f"{mean:.4f} ±{(max(values) - min(values)) / 2:.4f}"
-            minutes = (f"{figure['child_min']:.1f}", f"{sum(figure['script_min']) / len(values):.1f}")
+        for metric in figure["ours"][0]:
+            ours, script = ([found[metric] for found in figure[side]] for side in ("ours", "script"))
             print(
                 columns.format(
                     figure["data"], figure["base"], figure["rows"], figure["epochs"], metric,
-                    f"{ours:.4f}", shown, f"{ours - mean:+.4f}", *minutes,
+                    _with_spread(ours), _with_spread(script), f"{_mean(ours) - _mean(script):+.4f}",
+                    f"{figure['ours_min']:.1f}", f"{figure['script_min']:.1f}",
                 ),
                 flush=True,
             )  # fmt: skip
+
+
+def _with_spread(values: list[float]) -> str:
+    """The mean, and half the distance of the extremes."""
+    spread = f" ±{(max(values) - min(values)) / 2:.4f}" if len(values) > 1 else ""
+    return f"{_mean(values):.4f}{spread}"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

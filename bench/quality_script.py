@@ -117,9 +117,10 @@ def main() -> None:
         labels = sorted({row["label"] for row in train_rows})
         encode, auto_class, collator = encode_texts, AutoModelForSequenceClassification, DataCollatorWithPadding
     torch.manual_seed(args.seed)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if args.no_dropout else {}
     model = auto_class.from_pretrained(
         args.base, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
-        dtype=torch.float32,
+        dtype=torch.float32, **no_dropout,
     )  # fmt: skip
     if args.freeze_word_embeddings:
         model.get_input_embeddings().requires_grad_(False)
@@ -146,7 +147,7 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         per_device_eval_batch_size=64,
         weight_decay=0.01,
         warmup_steps=0.1,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy=args.order,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
@@ -184,6 +185,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--order", default="group_by_length", choices=["group_by_length", "random"])
+    parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--freeze-word-embeddings", action="store_true")
     return parser.parse_args()
 

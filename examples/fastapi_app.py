@@ -1,4 +1,4 @@
-"""A FastAPI application that embeds in the background, is told when it is done, and searches and classifies at once.
+"""A FastAPI application that embeds in the background, is told when it is done, and searches at once.
 
     ONDOL_WEBHOOK_SECRET=$(ondol webhooks secret) uvicorn examples.fastapi_app:app --port 8000
 
@@ -13,15 +13,16 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
+from numpy.typing import NDArray
 
-from ondol import AsyncOndol, WebhookRefused, verify_webhook
+from ondol import AsyncOndol, InvalidWebhook, verify_webhook
 
 MODEL = "all-minilm-l6-v2"
 HOOK = os.environ.get("HOOK_URL", "http://127.0.0.1:8000/hooks/ondol")
 
 waiting: dict[str, list[str]] = {}
 texts: list[str] = []
-vectors = np.empty((0, 384), dtype=np.float32)
+vectors: list[NDArray[np.float32]] = []
 
 
 @asynccontextmanager
@@ -48,22 +49,25 @@ async def add(documents: list[str]) -> dict[str, str]:
 
 @app.post("/hooks/ondol")
 async def told(request: Request) -> dict[str, bool]:
-    """Take the vectors of a job that has ended. Ondol tries again until this answers with 2xx."""
-    global vectors
+    """Take the vectors of a job that has ended. Ondol tries again until this answers with 2xx, so it may come twice."""
     try:
         event = verify_webhook(await request.body(), request.headers, secret=os.environ["ONDOL_WEBHOOK_SECRET"])
-    except WebhookRefused as error:
+    except InvalidWebhook as error:
         raise HTTPException(400, str(error)) from error
-    documents = waiting.pop(event["data"]["metadata"]["batch"], None)
-    if documents is not None and event["type"] == "job.succeeded":
-        found = await app.state.ondol.jobs.vectors(event["data"]["id"])
+    batch = event["data"]["metadata"]["batch"]
+    has_vectors = event["type"] == "job.succeeded"
+    found = await app.state.ondol.jobs.vectors(event["data"]["id"]) if has_vectors else ()
+    documents = waiting.pop(batch, None)  # only now: what fails above is told again
+    if documents is not None and has_vectors:
         texts.extend(documents)
-        vectors = np.concatenate([vectors, found])
+        vectors.extend(found)
     return {"ok": True}
 
 
 @app.get("/search")
 async def search(q: str) -> list[dict[str, str | float]]:
     """The nearest documents, best first."""
-    scores = vectors @ await app.state.ondol.embed(q, model=MODEL)
+    if not vectors:
+        return []
+    scores = np.stack(vectors) @ await app.state.ondol.embed(q, model=MODEL)
     return [{"text": texts[i], "score": float(scores[i])} for i in np.argsort(-scores)[:3]]

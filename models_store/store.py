@@ -138,6 +138,24 @@ class ModelStore:
                 deleted.append(blob)
         return deleted
 
+    def is_stale_folder(self, path: str, older_than: timedelta) -> bool:
+        """Whether nobody wrote anything in the folder `path`, relative to the root, for that long."""
+        whole = f"{self._root}/{path}"
+        with translated(f"listing {path}"):
+            self._fs.invalidate_cache()
+            files = self._fs.find(whole) or [whole]
+        return all(self._is_stale(file, older_than) for file in files)
+
+    def clock_skew(self) -> timedelta:
+        """How far this host's clock is ahead of the one by which the store dates its files; writes a small file."""
+        path = f"{self._root}/.clock-{uuid.uuid4().hex}"
+        with translated(f"reading the clock of the store {self.url}"):
+            self._write_bytes(path, b"ondol")
+            try:
+                return datetime.now(UTC) - self._modified_at(path)
+            finally:
+                self._fs.rm_file(path)
+
     def check_writable(self) -> None:
         """Write, read back and delete a small file; StoreUnavailable says why that cannot be done."""
         path = f"{self._root}/.check-{uuid.uuid4().hex}"
@@ -177,6 +195,7 @@ class ModelStore:
 
     def _keep_existing(self, target: str, file: ManifestFile) -> bool:
         """Whether the stored blob can serve the new version; refreshes its age, so that no collection takes it."""
+        self._fs.invalidate_cache(self._fs._parent(target))
         if not self._fs.exists(target) or self._fs.size(target) != file.size_bytes:
             return False
         if not self.is_local:
@@ -208,6 +227,8 @@ class ModelStore:
             return datetime.now(UTC) - self._modified_at(path) >= older_than
 
     def _modified_at(self, path: str) -> datetime:
+        # Object stores' drivers answer from their last listing, which does not know what others wrote since.
+        self._fs.invalidate_cache(self._fs._parent(path))
         modified: datetime = self._fs.modified(path)
         return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 

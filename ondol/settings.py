@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -33,6 +34,8 @@ Seconds = Annotated[float, Field(gt=0)]
 DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda):[0-9]{1,2}$")]
 HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$", max_length=2048)]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+DatabaseAddress = Annotated[str, AfterValidator(lambda url: url_of(url, "sqlite", "postgresql", "postgresql+psycopg"))]
+RedisAddress = Annotated[str, AfterValidator(lambda url: url_of(url, "redis", "rediss", "unix"))]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 Auth = Literal["keys", "off"]
@@ -78,10 +81,10 @@ class CommonSettings(_Settings):
     data_dir: AbsolutePath = Field(
         Path("ondol-data"), description="Folder of everything that Ondol keeps on this host."
     )
-    database_url: str | None = Field(
+    database_url: DatabaseAddress | None = Field(
         None, description="SQLAlchemy URL (sqlite or postgresql+psycopg); default: SQLite in the data folder."
     )
-    redis_url: str | None = Field(
+    redis_url: RedisAddress | None = Field(
         None, description="Redis or Valkey URL, a database of its own; default: the one that `ondol up` starts."
     )
     store_url: str | None = Field(
@@ -420,6 +423,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def url_of(url: str, *schemes: str) -> str:
+    """`url` if it begins with one of the schemes, else ValueError, which does not repeat it: it may hold a password."""
+    scheme, mark, _ = url.partition("://")
+    if not mark or scheme not in schemes:
+        raise ValueError("a URL begins with " + " or ".join(f"{one}://" for one in schemes))
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError("the URL's host or port cannot be read; write %40, %3A, %2F in a password") from None
+    return url
 
 
 def split_by_comma(value: object) -> object:

@@ -7,10 +7,16 @@ from typing import Any
 
 import structlog
 from celery.signals import worker_shutting_down
+from celery.worker.control import Panel, ok
 
 from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app
 
 log = structlog.get_logger(__name__)
+
+
+def _leave_to_sql(_panel: Any, **_: Any) -> Any:
+    """What every node of Celery hears when a producer revokes its task: the intake cancels the job, in SQL."""
+    return ok("messages are not revoked here; cancel the job")
 
 
 def consume(
@@ -36,6 +42,8 @@ def consume(
         else:  # left unclaimed: the reconciler rings again, and a worker of that version may take it
             log.warning("message.unknown_version", version=v, message_id=message)
 
+    for name_of_command in ("revoke", "terminate"):
+        Panel.register(name=name_of_command, type="control", visible=False)(_leave_to_sql)
     worker_shutting_down.connect(begin_to_stop, weak=False)
     worker = app.Worker(
         hostname=name,

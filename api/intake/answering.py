@@ -7,6 +7,7 @@ only make it quick.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,22 +108,35 @@ class Answerer:
         if due_in is None or due_in > 0:
             return POLL_S if due_in is None else min(POLL_S, due_in)
         claimed = self._database.write(lambda uow: uow.notices.claim(Channel.CELERY, for_s=CLAIM_S, limit=MAX_NOTICES))
-        closing = [self._deliver(notice) for notice in claimed]
+        until = time.monotonic() + CLAIM_S / 2
+        closing = [self._deliver(notice, until) for notice in claimed]
         closed = self._database.write(lambda uow: [close(uow) for _, close in closing])
         for (outcome, _), is_mine in zip(closing, closed, strict=True):
-            self._metrics.tried(Channel.CELERY, outcome if is_mine else "overtaken")
+            if outcome != "handed_back":
+                self._metrics.tried(Channel.CELERY, outcome if is_mine else "overtaken")
         return 0.0
 
-    def _deliver(self, notice: DueNotice) -> tuple[str, Close]:
-        """Try one notice; what came of it, and how it is to be closed."""
+    def _deliver(self, notice: DueNotice, until: float) -> tuple[str, Close]:
+        """Try one notice; what came of it, and how it is to be closed. One that fails holds up no other."""
+        if self._stopping or time.monotonic() > until:  # a Redis that answers slowly, or not at all
+            return "handed_back", lambda uow: uow.notices.hand_back(notice, for_s=0.0)
         try:
             answer = self._answer(notice)
+        except DatabaseUnavailable:
+            raise
         except (BrokerUnavailable, ModelStoreError) as exc:
-            pause_s, reason = min(MAX_PAUSE_S, 2.0 ** min(notice.num_tries, 5)), exc.code
-            log.warning("answer.put_off", job_id=notice.job_id, task_id=notice.task_id, code=reason, pause_s=pause_s)
-            return "put_off", lambda uow: uow.notices.put_off(notice, reason, for_s=pause_s)
+            return self._put_off(notice, exc.code)
+        except Exception as exc:  # noqa: BLE001 - the notice's edge: a fault of ours in one is not its neighbours'
+            log.error("answer.failed", job_id=notice.job_id, error=type(exc).__name__, at=where(exc))
+            return self._put_off(notice, "internal_error")
         log.info("answer.stored", job_id=notice.job_id, task_id=notice.task_id, answer=answer)
         return "accepted", lambda uow: uow.notices.accept(notice, answer)
+
+    @staticmethod
+    def _put_off(notice: DueNotice, reason: str) -> tuple[str, Close]:
+        pause_s = min(MAX_PAUSE_S, 2.0 ** min(notice.num_tries, 5))
+        log.warning("answer.put_off", job_id=notice.job_id, task_id=notice.task_id, code=reason, pause_s=pause_s)
+        return "put_off", lambda uow: uow.notices.put_off(notice, reason, for_s=pause_s)
 
     def _answer(self, notice: DueNotice) -> str:
         assert notice.task_id is not None

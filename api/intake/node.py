@@ -19,7 +19,7 @@ from celery.worker.control import Panel, ok
 from api.intake.answering import where
 from api.intake.failures import exception_of
 from api.intake.receiving import ProducerMessage, Receiver
-from api.intake.request import ProducerTask, check_request, ignores_result, num_bytes
+from api.intake.request import MAX_TASK_ID_CHARS, ProducerTask, check_request, ignores_result, num_bytes
 from api.intake.results import ProducerResults
 from ondol.contract.errors import BrokerUnavailable, HandedBack, OndolError, TaskRevoked
 from ondol.contract.kinds import JobKind
@@ -110,7 +110,10 @@ class IntakeConsumer(consumer.Consumer):  # type: ignore[misc]  # celery is unty
         task_id = (message.headers or {}).get("id")
         if isinstance(task_id, str):
             error = ValueError("the message cannot be read; send tasks as JSON (code invalid_payload)")
-            self.app.backend.mark_as_failure(task_id, error)
+            try:
+                ProducerResults(self.app).fail(task_id, error)
+            except BrokerUnavailable as exc:  # raised from here, it would end the node
+                log.warning("intake.not_told", task_id=task_id[:MAX_TASK_ID_CHARS], reason=exc.message)
 
 
 def without_messages(record: logging.LogRecord) -> bool:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import structlog
 
 from api.database import AsyncDatabase
+from api.flower_address import FlowerAddress
 from api.webhooks.lanes import Lane, Lanes
 from api.webhooks.message import Delivery, event_of, make_delivery
 from api.webhooks.sender import MAX_PAUSE_S, Answer, Sender, Verdict
 from ondol.broker.ending import end_tasks
 from ondol.broker.wake import WakeListener, wait_event
-from ondol.contract.errors import DatabaseUnavailable, InvalidPayload, JobNotFound
+from ondol.contract.errors import DatabaseUnavailable, InvalidPayload, JobNotFound, OndolError
 from ondol.contract.webhooks import parse_webhook
 from ondol.metrics.jobs import NoticeMetrics
 from ondol.settings import ApiSettings
@@ -62,8 +63,10 @@ class WebhookDeliverer:
         settings: ApiSettings,
         *,
         metrics: NoticeMetrics,
+        flower: FlowerAddress,
     ) -> None:
         self._metrics = metrics
+        self._flower = flower
         self._database = database
         self._listener = listener
         self._sender = sender
@@ -138,14 +141,10 @@ class WebhookDeliverer:
 
     async def _hand_back(self, claimed: Sequence[Claimed]) -> None:
         """Put back what will not be tried, so that it holds up nobody."""
-        pauses = [(each.notice, each.lane.pause_s()) for each in claimed]
-
-        def hand_back(uow: UnitOfWork) -> None:
-            for notice, pause_s in pauses:
-                uow.notices.hand_back(notice, for_s=pause_s)
-
+        now = time.time()
+        pauses = [(each.notice, each.lane.pause_s(now - each.notice.created_at)) for each in claimed]
         if pauses:
-            await self._database.write(hand_back)
+            await self._database.write(lambda uow: uow.notices.hand_back_all(pauses))
 
     async def _deliver(self, claimed: Claimed) -> None:
         notice = claimed.notice
@@ -154,7 +153,7 @@ class WebhookDeliverer:
                 if time.monotonic() > claimed.until - self._timeout_s:
                     await self._hand_back([claimed])
                     return
-                answer = await self._try(claimed)
+                answer = await self._answer(claimed)
             await self._record(claimed, answer)
         except JobNotFound:
             log.info("webhook.job_is_gone", job_id=notice.job_id, notice_id=notice.id)
@@ -162,6 +161,15 @@ class WebhookDeliverer:
             log.warning("webhook.not_recorded", job_id=notice.job_id, notice_id=notice.id, reason=exc.message)
         except Exception:  # the task's edge: the claim runs out, and the notice comes due again
             log.exception("webhook.failed", job_id=notice.job_id, notice_id=notice.id)
+
+    async def _answer(self, claimed: Claimed) -> Answer:
+        try:
+            return await self._try(claimed)
+        except OndolError:
+            raise
+        except Exception as exc:  # a fault of ours counts as a try: put off for longer each time, and given up
+            log.exception("webhook.failed", job_id=claimed.notice.job_id, notice_id=claimed.notice.id)
+            return Answer(Verdict.REFUSED, f"not sent: internal error ({type(exc).__name__})", is_silent=True)
 
     async def _try(self, claimed: Claimed) -> Answer:
         delivery = await self._make(claimed.notice)
@@ -171,10 +179,13 @@ class WebhookDeliverer:
         return answer
 
     async def _make(self, notice: DueNotice) -> Delivery:
+        flower_url = self._flower.url()
+
         def look(uow: UnitOfWork) -> tuple[dict[str, object], str | None]:
             job = uow.jobs.get(notice.job_id, notice.project_id)
             [end] = uow.events.after(notice.job_id, notice.seq - 1, limit=1)
-            return event_of(notice, job, ended_at=end.created_at), uow.keys.find_webhook_secret(notice.project_id)
+            event = event_of(notice, job, ended_at=end.created_at, flower_url=flower_url)
+            return event, uow.keys.find_webhook_secret(notice.project_id)
 
         event, secret = await self._database.read(look)
         if secret is None:

@@ -13,6 +13,8 @@ MAX_HELD = 64
 
 _FIRST_GUESS_S = 1.0
 _SLOW_S = 1.0
+_PAUSE_S = 60.0
+_MAX_PAUSE_S = 900.0
 _WEIGHT = 0.3
 _MAX_IDLE_LANES = 1_000
 
@@ -35,10 +37,16 @@ class Lane:
         """A try has ended, with an answer or without one."""
         self._answer_s += _WEIGHT * (in_s - self._answer_s)
 
-    def pause_s(self) -> float:
-        """For how long to put back one that finds no room; spread, so that a long backlog is not read again at once."""
-        is_slow = self._answer_s >= _SLOW_S
-        return random.uniform(5.0, 60.0) if is_slow else random.uniform(1.0, 5.0)
+    def pause_s(self, age_s: float) -> float:
+        """For how long to put back one that finds no room after `age_s`.
+
+        Spread, so that a long backlog is not read again at once; and the longer it has waited for a slow receiver, the
+        rarer it is looked at: a backlog of days must not keep SQL busy.
+        """
+        if self._answer_s < _SLOW_S:
+            return random.uniform(1.0, 5.0)
+        longest_s = min(max(_PAUSE_S, age_s), _MAX_PAUSE_S)
+        return random.uniform(longest_s / 10, longest_s)
 
 
 class Lanes:

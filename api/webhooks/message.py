@@ -21,14 +21,14 @@ class Delivery:
     headers: dict[str, str]
 
 
-def event_of(notice: DueNotice, job: JobRecord, *, ended_at: float) -> dict[str, Any]:
+def event_of(notice: DueNotice, job: JobRecord, *, ended_at: float, flower_url: str | None) -> dict[str, Any]:
     """The event. Its type is the end that the notice is about: a job that was retried may be in another state."""
     return {
         "id": notice.id,
         "object": "event",
         "type": f"job.{notice.state.value}",
         "created_at": int(ended_at),
-        "data": job_json(job),
+        "data": job_json(job, flower_url=flower_url),
     }
 
 

@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from functools import cached_property
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -108,7 +109,11 @@ class Sender:
     def _client(self) -> httpx.AsyncClient:
         # A kept connection is known by its address only: the next receiver there might have another name.
         limits = httpx.Limits(max_keepalive_connections=0)
-        return httpx.AsyncClient(verify=_trusted(), trust_env=False, follow_redirects=False, limits=limits)
+        # Nor are cookies known by more than the address; and a receiver must not fill our memory with them.
+        none_kept = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        return httpx.AsyncClient(
+            verify=_trusted(), trust_env=False, follow_redirects=False, limits=limits, cookies=none_kept
+        )
 
 
 def _trusted() -> ssl.SSLContext:
@@ -139,7 +144,7 @@ def _retry_after_s(value: str | None) -> float | None:
         return min(float(value[:9]), MAX_PAUSE_S)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -24,6 +24,7 @@ from ondol.contract.model_ref import parse_model_ref
 app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
 
 _NO_ALIAS = "none"
+_WRONG_STORE = ("invalid_payload", "bad_store_url")
 
 Reference = Annotated[
     str,
@@ -161,6 +162,9 @@ def collect_garbage(
         float, typer.Option(min=1, help="Hours that a file must have been of no use; longer than any publish takes.")
     ] = 48.0,
     is_confirmed: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
+    with_unknown: Annotated[
+        bool, typer.Option("--unknown", help="Also versions that the database never knew, as broken publishes leave.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Delete files of the store that nothing needs: of deleted versions, and of jobs that are gone. On the server.
@@ -168,15 +172,16 @@ def collect_garbage(
     Example: ondol models gc --grace-h 48 --yes
     """
     existing_database_url()
-    confirmed = ["--yes"] if is_confirmed else []
-    command = [sys.executable, "-m", "models_store.collection", "--grace-h", str(grace_h), *confirmed]
+    options = [name for name, is_given in (("--yes", is_confirmed), ("--unknown", with_unknown)) if is_given]
+    command = [sys.executable, "-m", "models_store.collection", "--grace-h", str(grace_h), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)  # the store's code is the server's, not ours
     try:
         found = json.loads(done.stdout)
     except ValueError:
         return exits.fail("the collection broke off; what it had deleted was of no use", exits.JOB_FAILED)
     if "error" in found:
-        return exits.fail(found["error"]["message"], exits.JOB_FAILED)
+        is_wrong_use = found["error"]["code"] in _WRONG_STORE
+        return exits.fail(found["error"]["message"], exits.WRONG_USE if is_wrong_use else exits.JOB_FAILED)
     _print_outcome(found, _collected(found), as_json=as_json)
     return exits.DONE
 

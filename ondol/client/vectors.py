@@ -41,8 +41,10 @@ def vectors_from_call(body: Json, *, num_inputs: int) -> Vectors:
 def vectors_from_result(result: JobResult) -> Vectors:
     """Float32 [N, H] from a result with item errors; NaN in the rows that failed, [N, 0] if all did.
 
-    InvalidPayload if the job gave labels or entities.
+    InvalidPayload if the job gave labels or entities, or has no inputs, as an import.
     """
+    if "data" not in result.raw:
+        raise InvalidPayload("the job's result holds no vectors; take it as JSON")
     if any(isinstance(value, Mapping) for item in result.items for value in item.output or ()):
         raise InvalidPayload("the job's result holds labels or entities, not vectors; take it as JSON")
     decoded = {item.index: decode_vector(item.output) for item in result.items if item.error is None}

@@ -80,5 +80,7 @@ def _digest(secret: str, webhook_id: str, timestamp: str, body: bytes) -> str:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError) as exc:
         raise InvalidWebhook(f"the secret is not {_PREFIX} and base64; `ondol webhooks secret` prints it") from exc
+    if not key:  # anybody can sign with it
+        raise InvalidWebhook("the secret is empty; `ondol webhooks secret` prints it")
     content = f"{webhook_id}.{timestamp}.".encode() + body
     return base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()

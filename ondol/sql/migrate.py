@@ -60,7 +60,7 @@ def _translated() -> Iterator[None]:
         yield
     except OperationalError as exc:
         reason = str(exc.orig).splitlines()[0][:200]
-        raise DatabaseUnavailable(f"the database does not answer: {reason}; check DATABASE_URL") from exc
+        raise DatabaseUnavailable(f"the database does not answer: {reason}; check ONDOL_DATABASE_URL") from exc
 
 
 def _config(conn: Connection | None) -> Config:

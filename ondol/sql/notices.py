@@ -140,6 +140,18 @@ class NoticeRepository:
         statement = self._mine(notice).values(next_try_at=self._uow.now + for_s, num_tries=notice.num_tries - 1)
         return self._conn.execute(statement).rowcount == 1
 
+    def hand_back_all(self, pauses: Sequence[tuple[DueNotice, float]]) -> None:
+        """Hand back notices, each for its time; those that were overtaken are passed over."""
+        if not pauses:
+            return
+        statement = sa.update(notices).where(
+            notices.c.id == sa.bindparam("notice"), notices.c.num_tries == sa.bindparam("tries"), _IS_WAITING
+        )
+        statement = statement.values(next_try_at=sa.bindparam("due_at"), num_tries=notices.c.num_tries - 1)
+        now = self._uow.now
+        rows = [{"notice": each.id, "tries": each.num_tries, "due_at": now + for_s} for each, for_s in pauses]
+        self._conn.execute(statement, rows)
+
     def send_again(self, notice_id: str, job_id: str) -> NoticeRecord:
         """Make a notice due now, also one that was accepted or given up; NotFound if the job has no such notice."""
         statement = (

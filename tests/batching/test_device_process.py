@@ -29,6 +29,7 @@ from tests.device_child import (
 from tests.tiny_models import make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
 from tests.waiting import wait_until
+from workers.absent import UNUSED
 from workers.device.arguments import DeviceArguments
 from workers.device.pinning import pin, set_pinned_environment
 
@@ -67,6 +68,10 @@ def test_process_is_pinned_and_serves_and_ends_with_its_socket(tiny_folder: Path
         # Reader, writer and device thread; the affinity holds for every one of them, those of OpenMP included.
         for task in Path(f"/proc/{child.process.pid}/task").iterdir():
             assert os.sched_getaffinity(int(task.name)) == {core}
+
+        mapped = Path(f"/proc/{child.process.pid}/maps").read_text()
+        assert "libtorch_cpu" in mapped
+        assert not [name for name in UNUSED if f"/{name}/" in mapped], "what serving never uses is not loaded"
 
         answer, _ = child.ask({"op": "load", "id": 2, "model": model, "pinned": True})
         assert (answer["op"], answer["load_s"], answer["is_packed"], answer["why_padded"]) == (

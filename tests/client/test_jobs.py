@@ -131,3 +131,10 @@ def test_cancelling_a_task_cancels_the_jobs_that_it_began() -> None:
     asked: list[str] = []
     asyncio.run(embed())
     assert asked == ["/v1/jobs", "/v1/jobs/job_1", "/v1/jobs/job_1/cancel"]
+
+
+def test_a_job_without_inputs_has_no_vectors() -> None:
+    refused = httpx.Response(406, json=error_json("not_acceptable"))
+    found = httpx.Response(200, json={"object": "import.result", "model": "m:1"})
+    with pytest.raises(InvalidPayload, match="no vectors"):
+        client_of(ScriptedServer([refused, found])).jobs.vectors("job_1")

@@ -54,6 +54,16 @@ def test_every_variable_of_a_service_is_a_setting_that_its_process_reads() -> No
             assert service.name.split("-")[0] in readers[name], (service.name, name)
 
 
+def test_settings_without_a_line_of_their_own_come_from_a_file_that_is_nobody_elses() -> None:
+    for service in ours():
+        assert service.fields["env_file"] == [{"path": "./deploy/ondol.env", "required": False}], service.name
+    assert "/deploy/ondol.env" in (ROOT / ".gitignore").read_text().splitlines()
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    sizes = set(re.findall(r"`(ONDOL_[A-Z_]+)`", page[page.index("## Sizes") :])) - {"ONDOL_TRAIN_GRACE_S"}
+    assert sizes <= {row.name for row in describe_settings()}
+    assert not sizes & {name for service in ours() for name in service.environment}
+
+
 def test_profiles_start_one_kind_of_device_and_everything_else_always() -> None:
     by_profile: dict[str, set[str]] = {}
     for service in load_services().values():

@@ -37,7 +37,9 @@ def test_a_job_is_accepted_waited_for_and_described(
         {"done": 0, "total": 2, "unit": "inputs"},
     )
     seen = someone.http.get(f"/v1/jobs/{job['id']}").json()
-    assert seen.pop("queue") == {"position": 1, "estimated_start": None}
+    queue = seen.pop("queue")  # how fast jobs end is known here only if other tests ended some a moment ago
+    assert queue["position"] == 1
+    assert queue["estimated_start"] is None or queue["estimated_start"] >= job["created_at"]
     assert seen == job
 
     answers: list[httpx.Response] = []

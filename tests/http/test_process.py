@@ -75,6 +75,8 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(start_api: StartApi, data
     member = start_api(database_url, max_queued_jobs="10").member()
     accepted = member.http.post("/v1/jobs/batch", json={"jobs": [job_body()] * 10})
     assert accepted.status_code == 200
+    first = member.http.get(f"/v1/jobs/{accepted.json()['data'][0]['id']}").json()
+    assert first["queue"] == {"position": 1, "estimated_start": None}, "no job has ended yet: nobody knows how fast"
     answer = member.http.post("/v1/jobs", json=job_body())
     assert_refused(answer, 429, None)
     assert answer.json()["error"]["code"] == "overloaded" and 1 <= int(answer.headers["retry-after"]) <= 60

@@ -18,29 +18,37 @@ API_URL = "http://ondol.test"
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="session")
+def shop_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that no other test empties, and whose queues no other intake reads."""
+    server = RedisServer(tmp_path_factory.mktemp("shop-redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="package")
-def shop(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Shop]:
+def shop(tmp_path_factory: pytest.TempPathFactory, shop_redis: RedisServer) -> Iterator[Shop]:
     """An intake over SQLite with two models."""
-    redis_server.flush()
     folder = tmp_path_factory.mktemp("shop")
     url = f"sqlite:///{folder / 'ondol.db'}"
-    with opened_shop(folder, database_url=url, redis_url=redis_server.url) as opened:
+    with opened_shop(folder, database_url=url, redis_url=shop_redis.url) as opened:
         opened.cluster.start_intake(ONDOL_PUBLIC_URL=API_URL, ONDOL_PRODUCER_RESULT_KB="8")
         yield opened
 
 
 @pytest.fixture
-def worker(shop: Shop, redis_server: RedisServer) -> Iterator[PeerWorker]:
+def worker(shop: Shop, shop_redis: RedisServer) -> Iterator[PeerWorker]:
     """A worker that completes what the test tells it to; its window is new, so name it anew."""
-    peer = PeerWorker(shop.database, redis_server.url, f"peer{next(_numbers)}@test", answers_calls=False)
+    peer = PeerWorker(shop.database, shop_redis.url, f"peer{next(_numbers)}@test", answers_calls=False)
     yield peer
     peer.close()
 
 
 @pytest.fixture
-def producer(redis_server: RedisServer) -> Iterator[Producer]:
-    """An application that sends to the intake."""
-    with running_producer(redis_server.url) as started:
+def producer(shop: Shop, shop_redis: RedisServer) -> Iterator[Producer]:
+    """An application that sends to the intake of the shop."""
+    with running_producer(shop_redis.url) as started:
         yield started
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from celery import chain, chord, states
 from celery.exceptions import ChordError, NotRegistered
 
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
+from ondol.sql.notices import NoticeRecord
+from ondol.sql.tables import results
+from ondol.sql.unit_of_work import UnitOfWork
 from tests.http.peer_worker import PeerWorker, vector_of
 from tests.producers.conftest import API_URL
 from tests.producers.producer import LIMIT_S, MODEL, MOOD_MODEL, Producer
 from tests.producers.shop import Shop
 from tests.servers import RedisServer
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -50,7 +55,7 @@ def test_a_large_result_is_a_reference(shop: Shop, worker: PeerWorker, producer:
 
 
 def test_who_wants_no_result_gets_none(
-    shop: Shop, worker: PeerWorker, producer: Producer, redis_server: RedisServer
+    shop: Shop, worker: PeerWorker, producer: Producer, shop_redis: RedisServer
 ) -> None:
     ignored = producer.embed("nobody asks", ignore_result=True)
     refused = producer.send(model="no-such-model", input=["x"], sending={"ignore_result": True})
@@ -113,3 +118,27 @@ def test_what_would_run_at_once_is_refused(shop: Shop, producer: Producer) -> No
 def test_every_kind_has_a_task(producer: Producer) -> None:
     [tasks] = producer.app.control.inspect(timeout=LIMIT_S, limit=1).registered().values()
     assert set(tasks) == {f"ondol.{kind}" for kind in JobKind}
+
+
+def test_an_answer_that_cannot_be_made_holds_up_no_other(shop: Shop, worker: PeerWorker, producer: Producer) -> None:
+    told = []
+    for text in ("one", "two"):
+        told.append(producer.embed(text))
+        worker.run_one_message()
+        told[-1].get(timeout=LIMIT_S)
+    broken, good = (shop.job_of(each.id).id for each in told)
+
+    def break_and_tell_again(uow: UnitOfWork) -> None:
+        uow.conn.execute(sa.update(results).where(results.c.job_id == broken).values(summary=["torn"]))
+        for job_id in (broken, good):
+            uow.notices.send_again(uow.notices.of(job_id)[0].id, job_id)
+
+    shop.database.write(break_and_tell_again)
+    wait_until(lambda: _notice(shop, good).num_tries == 2, within_s=LIMIT_S, what="the good one to be claimed again")
+    wait_until(lambda: _notice(shop, good).status == "accepted", within_s=LIMIT_S / 4, what="the good one to be told")
+    assert (_notice(shop, broken).status, _notice(shop, broken).last_answer) == ("waiting", "internal_error")
+    shop.database.write(lambda uow: uow.jobs.delete(broken, shop.project_id))
+
+
+def _notice(shop: Shop, job_id: str) -> NoticeRecord:
+    return shop.database.read(lambda uow: uow.notices.of(job_id))[0]

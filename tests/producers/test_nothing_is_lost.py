@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from celery import states
 
-from tests.producers.producer import LIMIT_S, Producer
+from tests.producers.producer import LIMIT_S, Producer, running_producer
 from tests.producers.shop import Shop, opened_shop
 from tests.servers import RedisServer
 from tests.torn_postgres import TornPostgres, torn_postgres
@@ -17,6 +17,13 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.chaos
 
 NUM_TASKS = 40
+
+
+@pytest.fixture
+def producer(empty_redis: RedisServer) -> Iterator[Producer]:
+    """An application beside the shop of this test alone."""
+    with running_producer(empty_redis.url) as started:
+        yield started
 
 
 @pytest.fixture
@@ -69,3 +76,25 @@ def test_each_task_becomes_one_job_over_an_outage(
     cluster.restart("second")  # a job that ended while no intake lived is answered by the next one
     producer.wait_for_state(producer.app.AsyncResult("order-0"), states.REVOKED)
     assert producer.app.AsyncResult(before.id).state == states.RECEIVED
+
+
+def test_a_message_that_waits_for_room_outlives_the_intake(
+    tmp_path: Path, producer: Producer, empty_redis: RedisServer
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ondol.db'}"
+    with opened_shop(tmp_path, database_url=url, redis_url=empty_redis.url) as shop:
+        shop.cluster.start_intake(ONDOL_MAX_QUEUED_JOBS="1")
+        first = producer.embed(task_id="first")
+        shop.job_of(first.id)
+        second = producer.embed(task_id="second")
+        wait_until(lambda: '"overloaded"' in shop.cluster.log_of("intake"), within_s=LIMIT_S, what="a full queue")
+        shop.cluster.kill("intake")
+        assert shop.count() == 1
+        with empty_redis.client() as client:  # as if the minute were over that a dead intake has
+            [held] = client.zrange("ondol.intake.unacked_index", 0, -1)
+            client.zadd("ondol.intake.unacked_index", {str(held): 1})
+        shop.database.write(lambda uow: uow.jobs.cancel(shop.job_of(first.id).id, shop.project_id))
+        shop.cluster.restart("intake")
+        shop.job_of(second.id)
+        producer.wait_for_state(first, states.REVOKED)
+        producer.wait_for_state(second, states.RECEIVED)

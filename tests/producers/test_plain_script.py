@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ondol.sql.tables import jobs, results
 from tests.cluster import running_cluster
+from tests.producers.producer import running_producer
 from tests.servers import RedisServer
 from tests.training_jobs.client import rows_of_weather
 from tests.waiting import wait_until
@@ -85,6 +86,10 @@ def test_a_plain_script_gets_one_result_each_though_the_worker_is_killed(
         )
         tries = sa.select(jobs.c.attempt).where(jobs.c.kind == "embedding")
         assert cluster.database.read(lambda uow: uow.conn.execute(tries).scalar_one()) == 2
+        with running_producer(empty_redis.url) as producer:  # every node hears a revoke, and only the intake obeys
+            heard = producer.app.control.revoke("somebody-elses", reply=True, timeout=LIMIT_S, limit=3)
+        assert len(heard) == 3
+        assert all("as revoked" not in cluster.log_of(name) for name in cluster.processes if name != "intake")
     assert counts == [3, 3]
     assert [len(item["output"]) for item in got["vectors"]["data"]] == [32, 32]
     assert got["trained"]["model"] == "weather:1"

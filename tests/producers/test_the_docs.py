@@ -24,7 +24,7 @@ URL = "redis://:secret@127.0.0.1:6379/0"
 
 
 def test_the_python_of_the_page_runs_without_ondol(
-    shop: Shop, worker: PeerWorker, redis_server: RedisServer, producer_python: Path, tmp_path: Path
+    shop: Shop, worker: PeerWorker, shop_redis: RedisServer, producer_python: Path, tmp_path: Path
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     assert len(blocks) == 3
@@ -32,7 +32,7 @@ def test_the_python_of_the_page_runs_without_ondol(
     text = "\n".join(blocks)
     assert URL in text
     script = tmp_path / "page.py"
-    script.write_text(text.replace(URL, redis_server.url).replace("all-minilm-l6-v2", MODEL), encoding="utf-8")
+    script.write_text(text.replace(URL, shop_redis.url).replace("all-minilm-l6-v2", MODEL), encoding="utf-8")
     before = shop.count()
     with subprocess.Popen(
         [str(producer_python), "-W", "error::ImportWarning", str(script)],
@@ -64,14 +64,14 @@ def test_the_environment_of_producers_has_no_ondol(producer_python: Path, tmp_pa
 
 
 def test_the_redis_user_of_the_page_may_do_what_producers_do(
-    shop: Shop, worker: PeerWorker, redis_server: RedisServer
+    shop: Shop, worker: PeerWorker, shop_redis: RedisServer
 ) -> None:
     command = re.search(r"```\n(ACL SETUSER .*?)```", PAGE, flags=re.DOTALL)
     assert command is not None
-    with redis_server.client() as administrator:
+    with shop_redis.client() as administrator:
         administrator.execute_command(*command[1].split())
         try:
-            _submit_as(_url_of(redis_server.url, "shop:choose-a-password"), shop, worker)
+            _submit_as(_url_of(shop_redis.url, "shop:choose-a-password"), shop, worker)
         finally:
             administrator.execute_command("ACL", "DELUSER", "shop")
 

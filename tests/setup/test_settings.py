@@ -102,3 +102,22 @@ def test_every_setting_is_described_and_every_number_bounded() -> None:
             assert row.allowed, row.name
     lease = next(row for row in table if row.name == "ONDOL_LEASE_S")
     assert (lease.unit, lease.default, lease.allowed) == ("s", "6", "2 or more, at most 600")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://ondol:hunter2@db/ondol"),
+        ("DATABASE_URL", "ondol.db"),
+        ("DATABASE_URL", "postgresql+psycopg://ondol:hunter2/x@db/ondol"),
+        ("REDIS_URL", "hunter2:6379"),
+        ("REDIS_URL", "http://redis:6379"),
+    ],
+)
+def test_a_url_that_no_part_could_open_ends_the_start_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"ONDOL_{name}", value)
+    line = refused_line(capsys, CommonSettings)
+    assert f"ONDOL_{name}:" in line
+    assert "hunter2" not in line

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.fine_tune import EarlyStopping
@@ -35,6 +36,13 @@ def test_every_epoch_has_all_rows_once_in_an_order_of_its_own(group_by_length: b
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(103))
     assert first != second
     assert first == batches(0, group_by_length=group_by_length)
+
+
+def test_the_random_order_is_that_of_a_plain_trainer_with_the_same_seed() -> None:
+    theirs = SeedableRandomSampler(range(103), data_seed=3)
+    for epoch in (0, 1):
+        theirs.set_epoch(epoch)
+        assert list(chain(*batches(epoch, group_by_length=False))) == list(theirs)
 
 
 def test_rows_of_like_length_share_a_batch_and_the_longest_comes_first() -> None:

@@ -16,12 +16,12 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.chaos
 
 LONG: dict[str, Any] = {
-    "hyperparameters": {"num_train_epochs": 10, "per_device_train_batch_size": 4, "learning_rate": 0.001},
+    "hyperparameters": {"num_train_epochs": 6, "per_device_train_batch_size": 4, "learning_rate": 0.001},
     "checkpoint_every_s": 1,
     "validation_split": 0.2,
     "seed": 7,
 }
-"""600 steps: some seconds on one core."""
+"""360 steps: some seconds on one core."""
 
 
 def child_of(cluster: Cluster, name: str = "trainer0") -> psutil.Process:
@@ -70,22 +70,22 @@ def test_a_training_that_dies_again_and_again_ends_as_if_it_had_not(mortal_clust
         client.wait(undisturbed, "succeeded")
         disturbed = client.fine_tune(train_file, "disturbed", **LONG)
 
-        client.wait_for_step(disturbed, 50)
+        client.wait_for_step(disturbed, 30)
         child_of(mortal_cluster).kill()
         lost_at = wait_for_attempt(client, disturbed, after=client.job(disturbed)["attempt"] - 1)
-        client.wait_for_step(disturbed, 120)
+        client.wait_for_step(disturbed, 70)
 
         mortal_cluster.kill("trainer0")  # its child ends with it
         mortal_cluster.restart("trainer0")
         wait_for_attempt(client, disturbed, after=lost_at)
-        client.wait_for_step(disturbed, 200)
+        client.wait_for_step(disturbed, 110)
 
         paused = client.http.post(f"/v1/jobs/{disturbed}/pause")
         assert paused.status_code == 200, paused.text
         assert client.wait(disturbed, "paused")["pause_requested_at"] is None
         torn = tear_newest_checkpoint(mortal_cluster, client, disturbed)
         assert client.http.post(f"/v1/jobs/{disturbed}/resume").status_code == 200
-        client.wait_for_step(disturbed, 280)
+        client.wait_for_step(disturbed, 150)
 
         attempt = client.job(disturbed)["attempt"]
         assert mortal_cluster.terminate("trainer0") == 0

@@ -12,6 +12,7 @@ from tests.servers import RedisServer
 
 TIMEOUT_S = 2
 LOOPBACK = "127.0.0.0/8"
+FLOWER_URL = "http://flower.test"
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,7 @@ def webhook_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisSer
         webhook_networks=LOOPBACK,
         webhook_timeout_s=str(TIMEOUT_S),
         webhook_first_pause_s="0.1",
+        flower_url=FLOWER_URL,
     )
     patch.undo()
     api.start()

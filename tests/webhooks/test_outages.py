@@ -21,7 +21,7 @@ from tests.http.api_process import MODEL, ApiProcess, Member
 from tests.http.peer_worker import PeerWorker
 from tests.servers import RedisServer
 from tests.waiting import wait_until
-from tests.webhooks.conftest import LOOPBACK
+from tests.webhooks.conftest import FLOWER_URL, LOOPBACK
 from tests.webhooks.receiver import OK, Received, Receiver, receiving
 
 pytestmark = pytest.mark.integration
@@ -57,6 +57,7 @@ def test_each_end_is_accepted_once_through_two_outages_of_the_receiver(
         complete(database, worker, told.id)
         wait_for_accepted(receiver, 1)
 
+        assert json.loads(receiver.received[0].body)["data"]["flower_url"].startswith(f"{FLOWER_URL}/task/msg_")
         receiver.stop()  # the first outage: a job succeeds, another is cancelled
         succeeded = submit(client, receiver)
         complete(database, worker, succeeded.id)

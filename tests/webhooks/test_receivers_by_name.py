@@ -103,6 +103,30 @@ def test_tls_is_spoken_to_the_name_and_not_to_the_address() -> None:
     assert (answer.verdict, answer.is_silent) == (Verdict.REFUSED, True)
 
 
+def test_a_name_that_hangs_keeps_no_other_from_being_resolved() -> None:
+    is_over = threading.Event()
+
+    def look_up(host: str, _port: int) -> list[str]:
+        if host == "dead.test":
+            assert is_over.wait(TIMEOUT_S)
+        return [PUBLIC]
+
+    async def ask() -> None:
+        resolver = SystemResolver(look_up)
+        try:
+            hanging = [asyncio.create_task(resolver.resolve("dead.test", 443)) for _ in range(16)]
+            await asyncio.sleep(0)
+            assert await asyncio.wait_for(resolver.resolve("alive.test", 443), TIMEOUT_S / 2) == [PUBLIC]
+            hanging[0].cancel()  # who stops waiting takes the look away from nobody
+            is_over.set()
+            assert await asyncio.gather(*hanging[1:]) == [[PUBLIC]] * 15
+        finally:
+            is_over.set()
+            resolver.close()
+
+    asyncio.run(ask())
+
+
 def test_the_machines_own_names_are_resolved() -> None:
     with receiving() as receiver:
         url = f"http://localhost:{receiver.port}/"

@@ -25,7 +25,7 @@ ANSWERS: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "/gone": (410, {}),
     "/moved": (307, {"location": "/stolen"}),
     "/later": (503, {"retry-after": "40"}),
-    "/broken": (500, {}),
+    "/broken": (500, {"retry-after": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", "set-cookie": "of-whom=us; path=/"}),
 }
 
 
@@ -63,6 +63,7 @@ def test_answers_other_than_success_are_obeyed(client: Ondol, member: Member, re
     assert (asked.next_try_at - asked.last_try_at).total_seconds() > 39
     wait_until(lambda: broken.notices()[0].num_tries >= 3, within_s=LIMIT_S, what="more tries")
     assert len(set(receiver.ids_at("/broken"))) == 1
+    assert all("cookie" not in each.headers for each in receiver.received)
     member.api.database.write(lambda uow: make_old(uow, broken.id))
     wait_until(lambda: broken.notices()[0].status == "given_up", within_s=LIMIT_S, what="the old notice to be given up")
     assert receiver.ids_at("/stolen") == []

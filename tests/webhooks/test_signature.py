@@ -74,6 +74,9 @@ def test_a_secret_that_is_none_is_told_apart() -> None:
     sent = delivery()
     with pytest.raises(InvalidWebhook, match="ondol webhooks secret"):
         verify_webhook(sent.body, sent.headers, "whsec_???")
+    for secret in ("", "whsec_"):  # as of a variable that is not set: anybody could sign with it
+        with pytest.raises(InvalidWebhook, match="the secret is empty"):
+            verify_webhook(sent.body, sent.headers, secret)
 
 
 def test_verifying_loads_nothing_but_the_standard_library() -> None:

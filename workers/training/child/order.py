@@ -21,8 +21,9 @@ _GROUPED_BATCHES = 50
 class EpochBatches(Sampler[list[int]]):
     """Batches of row numbers for the epoch that was set; all rows once an epoch.
 
-    `group_by_length`: rows of like length share a batch, batches come in random order, the longest row's batch first,
-    so that memory runs out at once if it is going to.
+    Without `group_by_length` in the order that a plain Trainer script draws by this seed. With it, rows of like length
+    share a batch, batches come in random order, the longest row's batch first, so that memory runs out at once if it
+    is going to.
     """
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, group_by_length: bool) -> None:
@@ -40,10 +41,10 @@ class EpochBatches(Sampler[list[int]]):
         return math.ceil(len(self._lengths) / self._batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if not self._group_by_length:
+            return iter(self._batches(self._as_the_library_draws()))
         random = np.random.default_rng([self._seed, self._epoch])
         order = random.permutation(len(self._lengths))
-        if not self._group_by_length:
-            return iter(self._batches(order))
         group = self._batch_size * max(1, min(len(order) // (self._batch_size * 4), _GROUPED_BATCHES))
         groups = [order[start : start + group] for start in range(0, len(order), group)]
         batches = self._batches(np.concatenate([self._longest_first(rows) for rows in groups]))
@@ -51,6 +52,12 @@ class EpochBatches(Sampler[list[int]]):
         longest = max(range(len(shuffled)), key=lambda index: max(self._lengths[shuffled[index]]))
         shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
         return iter(shuffled)
+
+    def _as_the_library_draws(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The order of accelerate's `SeedableRandomSampler`, that of a plain Trainer script with this seed."""
+        generator = torch.Generator()
+        generator.manual_seed(self._seed + self._epoch)
+        return np.asarray(torch.randperm(len(self._lengths), generator=generator).numpy(), dtype=np.int64)
 
     def _batches(self, order: np.ndarray[Any, np.dtype[np.int64]]) -> list[list[int]]:
         rows = order.tolist()
