@@ -35,7 +35,13 @@ SHARED_STACKS = frozenset({"embedding", "files", "guide", "http", "openai_client
 LONG_SCOPES = (
     "embedding",
     "tests/training_jobs/test_the_loop.py",
+    "openai_client",
+    "producers",
     "tests/no_job_is_lost/test_everything_dies.py",
+    "tests/flower/test_dashboard.py",
+    "webhooks",
+    "tests/deploy/test_compose_runs.py",
+    "tests/examples/test_examples.py",
     "guide",
     "http",
     "tests/setup/test_up.py",
