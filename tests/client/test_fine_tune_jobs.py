@@ -230,6 +230,11 @@ def test_a_program_gets_one_object_or_one_line_an_event(
     assert (lines[0]["object"], lines[-1]["object"]) == ("job", "fine_tune.result")
 
 
+def take_ctrl_c() -> None:
+    """As in a terminal: what is started in a shell's background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_watching_and_not_the_job(
     client: Ondol, trainer: TrainerPeer, rows: Path, tmp_path: Path
 ) -> None:
@@ -238,7 +243,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(
     command = [sys.executable, "-m", "ondol.cli.main", "jobs", "watch", job.id]
     said = tmp_path / "said"
     with said.open("wb") as stderr:
-        watching = subprocess.Popen(command, stderr=stderr, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        watching = subprocess.Popen(command, stderr=stderr, env=environment, preexec_fn=take_ctrl_c)  # noqa: PLW1509 - a signal's default and no more
         try:
             wait_until(lambda: "queued for training" in said.read_text(), within_s=30, what="the events to be shown")
             watching.send_signal(signal.SIGINT)
