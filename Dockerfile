@@ -48,8 +48,9 @@ COPY constraints.txt /build/
 # Torch in a layer of its own, which a change of our code leaves as it is. Only torch itself comes from its index, what
 # it needs comes from pip's with the rest.
 RUN python -m venv /opt/ondol \
+    && export PIP_INDEX_URL="${TORCH_INDEX:-${PIP_INDEX_URL:-}}" \
     && /opt/ondol/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c /build/constraints.txt --no-deps \
-        ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+        torch
 COPY --from=wheel /wheel /build/wheel
 RUN /opt/ondol/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c /build/constraints.txt \
         "$(echo /build/wheel/ondol-*.whl)[all]" ${EXTRA_PACKAGES}
