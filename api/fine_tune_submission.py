@@ -41,7 +41,7 @@ async def without_missing_files(
     return await database.read(look)
 
 
-def hold_files(uow: UnitOfWork, jobs: Sequence[NewJob]) -> None:
+def hold_training_files(uow: UnitOfWork, jobs: Sequence[NewJob]) -> None:
     """Keep the files of these jobs from being deleted before the jobs are recorded; FileNotFound if one just was."""
     for job in jobs:
         for _, file_id in _files_of(job):

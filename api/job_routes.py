@@ -30,7 +30,7 @@ from ondol.contract.kinds import JobKind
 from ondol.contract.model_ref import parse_model_ref
 from ondol.contract.payloads import JobBatchRequest
 from ondol.contract.states import JobState
-from ondol.sql.records import JobRecord, NewJob
+from ondol.sql.records import FreedBlobs, JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
 
 _JOB_ID = re.compile(r"job_[0-9a-z]{26}")
@@ -159,14 +159,10 @@ async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> R
     """Delete a job that has ended, with its input, result and events; 409 while it is active."""
     check_job_id(job_id)
     kind = (await services.database.read(lambda uow: uow.jobs.get(job_id, caller.project_id))).kind
-    blob = await services.database.write(lambda uow: uow.jobs.delete(job_id, caller.project_id))
+    freed = await services.database.write(lambda uow: uow.jobs.delete(job_id, caller.project_id))
     if kind is JobKind.FINE_TUNE:
         await _delete_checkpoints(services, job_id)
-    if blob is not None:
-        try:
-            await asyncio.to_thread(services.blobs.delete, blob)
-        except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
-            log.warning("job.blob_not_deleted", job_id=job_id, path=blob, reason=exc.message)
+    await asyncio.to_thread(_delete_blobs, services, job_id, freed)
     return json_response({"object": "job.deleted", "id": job_id, "deleted": True})
 
 
@@ -210,6 +206,15 @@ def _is_recorded(uow: UnitOfWork, job_id: str, state: JobState, seq: int) -> boo
     """Whether event `seq` of the job is in SQL as a move to `state`."""
     found = uow.events.after(job_id, seq - 1, limit=1)
     return bool(found) and found[0].seq == seq and found[0].data.get("to") == state
+
+
+def _delete_blobs(services: Services, job_id: str, freed: FreedBlobs) -> None:
+    for blobs, paths in ((services.blobs, freed.results), (services.inputs, freed.inputs)):
+        for path in paths:
+            try:
+                blobs.delete(path)
+            except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
+                log.warning("job.blob_not_deleted", job_id=job_id, path=path, reason=exc.message)
 
 
 async def _delete_checkpoints(services: Services, job_id: str) -> None:

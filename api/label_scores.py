@@ -68,6 +68,8 @@ class StoredScores(StoredItems):
             scores = np.frombuffer(data, dtype="<f4").reshape(summary["shape"])
         except (KeyError, ValueError, TypeError) as exc:
             raise ModelStoreError("the stored result does not have the shape that its record states") from exc
+        if len(scores) != len(summary["tokens"]):
+            raise ModelStoreError("the stored result does not have one row an input")
         view.show(scores[:0])  # labels that do not fit are told before the first byte leaves
         return cls(summary, scores, view)
 

@@ -30,6 +30,7 @@ from api.webhooks.sender import Sender
 from api.worker_choice import WorkerChooser
 from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
+from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from models_store.store import ModelStore
 from ondol.broker.calls import CallSender
@@ -151,6 +152,7 @@ def build_services(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) -
         listener=WakeListener(redis_url),
         sender=sender,
         blobs=ResultBlobs(settings.resolved_store_url()),
+        inputs=InputBlobs(settings.resolved_store_url()),
         checkpoints=CheckpointStore(settings.resolved_store_url()),
         files=FileBlobs(settings.resolved_store_url()),
         store=ModelStore(settings.resolved_store_url()),
@@ -175,6 +177,7 @@ def build_deliverer(services: Services) -> WebhookDeliverer:
 
 
 async def _take_down(services: Services) -> None:
+    await services.background.stop()
     await services.sender.stop()
     await services.listener.stop()
     await services.usage.stop()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from api.database import AsyncDatabase
-from api.timed_cache import TimedCache
+from api.timed_cache import TimedCache, retrieve
 from ondol.contract.errors import ContractError, ModelNotFound, OndolError
 from ondol.contract.inference_checks import read_spec
 from ondol.contract.model_ref import ModelRef, parse_model_ref
@@ -27,6 +28,10 @@ class Served:
     spec: ModelSpec
 
 
+Found = dict[tuple[str, str], VersionRecord | OndolError]
+"""By reference and project."""
+
+
 class ModelLookup:
     """Resolves references. Jobs see an alias as it is now; calls as it was at most half a second ago."""
 
@@ -34,18 +39,34 @@ class ModelLookup:
         self._database = database
         self._specs: OrderedDict[str, ModelSpec] = OrderedDict()
         self._recent: TimedCache[tuple[str, str], Served] = TimedCache(self._resolve_one, max_age_s=CALL_MAX_AGE_S)
+        self._asked: set[tuple[str, str]] = set()
+        self._reading: asyncio.Task[Found] | None = None
+        self._following: asyncio.Task[Found] | None = None
 
     async def for_call(self, ref: str, project_id: str) -> Served:
         """The version that `ref` means; ModelNotFound, or InvalidPayload if it has another form."""
         return await self._recent.get((ref, project_id))
 
     async def resolve_all(self, refs: Iterable[str], project_id: str) -> dict[str, Served | OndolError]:
-        """What each reference means now, or why it means nothing, in one read."""
-        wanted = set(refs)
+        """What each reference means now, or why it means nothing. Who asks during a read shares the next one."""
+        wanted = {(ref, project_id) for ref in refs}
         if not wanted:
             return {}
-        found = await self._database.read(lambda uow: {ref: _resolve(uow, ref, project_id) for ref in wanted})
-        return {ref: item if isinstance(item, OndolError) else self._served(item) for ref, item in found.items()}
+        self._asked |= wanted
+        if self._following is None:
+            self._following = asyncio.create_task(self._read_asked(after=self._reading), name="model-lookup")
+            self._following.add_done_callback(retrieve)
+        found = await asyncio.shield(self._following)  # a caller that hangs up must not end the read of the others
+        items = [(ref, found[ref, project_id]) for ref, _ in wanted]
+        return {ref: item if isinstance(item, OndolError) else self._served(item) for ref, item in items}
+
+    async def _read_asked(self, *, after: asyncio.Task[Found] | None) -> Found:
+        """One read for all who have asked by the time that the read before it is over: it begins behind all of them."""
+        if after is not None:
+            await asyncio.wait([after])
+        asked, self._asked = self._asked, set()
+        self._reading, self._following = self._following, None
+        return await self._database.read(lambda uow: {(ref, of): _resolve(uow, ref, of) for ref, of in asked})
 
     async def _resolve_one(self, key: tuple[str, str]) -> Served:
         ref, project_id = key

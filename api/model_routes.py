@@ -111,7 +111,7 @@ def _dtypes(uow: UnitOfWork, project_id: str, name: str | None = None) -> dict[s
     kinds = {session.device_kind for session in uow.sessions.open_sessions()}
     found: dict[str, dict[str, DtypeRecord]] = {}
     for one in uow.models.resolved_dtypes(project_id, name):
-        if one.device_kind in kinds:
+        if one.device_kind in kinds and one.engine == "torch":
             found.setdefault(one.manifest_digest, {})[one.device_kind] = one
     return found
 

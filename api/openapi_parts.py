@@ -50,10 +50,24 @@ METRICS_RESPONSES: Responses = {
 RESULT_RESPONSES: Responses = {
     200: {
         "description": "The result.",
+        "headers": {
+            "ondol-num-errors": {
+                "description": "Inputs with an error in place of an output; only of a job that succeeded.",
+                "schema": {"type": "integer"},
+            }
+        },
         "content": {
             "application/json": {"schema": _ref("Result")},
             "application/x-ndjson": {"schema": _ref("ResultItem")},
             "application/x-npy": {"schema": {"type": "string", "contentMediaType": "application/x-npy"}},
+            "application/vnd.apache.parquet": {
+                "schema": {
+                    "type": "string",
+                    "contentMediaType": "application/vnd.apache.parquet",
+                    "description": "A row an input: index, id (text, if the inputs' file has one), embedding, or "
+                    "labels and scores (and predicted), or entities; error, tokens, truncated. A row group a shard.",
+                }
+            },
         },
     }
 }

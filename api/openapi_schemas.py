@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api.batch_openapi import BATCH_SCHEMAS
 from api.file_openapi import FILE_SCHEMAS
 from api.fine_tuning_openapi import FINE_TUNING_SCHEMAS
 from api.hugging_face import TASKS
@@ -36,7 +37,7 @@ def component_schemas() -> dict[str, Schema]:
     requests["JobBatchRequest"]["properties"]["jobs"]["items"] = _ref("JobRequest")
     requests["EmbeddingCallRequest"] = _call_request(requests["EmbeddingOptions"])
     requests["InferenceRequest"] = _inference_request()
-    return requests | _answers() | FILE_SCHEMAS | FINE_TUNING_SCHEMAS | MODEL_SCHEMAS | WEBHOOK_SCHEMAS
+    return requests | _answers() | BATCH_SCHEMAS | FILE_SCHEMAS | FINE_TUNING_SCHEMAS | MODEL_SCHEMAS | WEBHOOK_SCHEMAS
 
 
 def _call_request(options: Schema) -> Schema:
@@ -132,11 +133,12 @@ def _job() -> Schema:
         finished_at=_maybe(_NUMBER),
         attempt=_described(_INTEGER, "Number of the latest claim; 0 before the first."),
         worker=_maybe(_STRING),
-        progress=_object(done=_INTEGER, total=_INTEGER, unit=_STRING),
+        progress=_progress(),
         usage=_object(tokens=_INTEGER),
         timings=_maybe(_FREE),
         error=_maybe(_FREE),
         result_url=_maybe(_STRING),
+        input_file=_described(_maybe(_STRING), "The file whose rows are the inputs."),
         metadata=_FREE,
         webhook=_maybe(_STRING),
         task_id=_maybe(_STRING),
@@ -144,9 +146,19 @@ def _job() -> Schema:
     )
 
 
+def _progress() -> Schema:
+    shown = _object(done=_INTEGER, total=_described(_INTEGER, "0 until a file's rows are counted."), unit=_STRING)
+    shown["properties"] |= {
+        "rate": _described(_maybe(_NUMBER), "Inputs a second; of jobs that run as shards."),
+        "eta_s": _described(_maybe(_NUMBER), "Seconds to go at that rate; of jobs that run as shards."),
+    }
+    return shown
+
+
 def _result_item() -> Schema:
     item = _object(index=_INTEGER, tokens=_INTEGER, truncated={"type": "boolean"})
     item["properties"] |= {
+        "id": _described({"anyOf": [_STRING, _NUMBER]}, "The caller's id, where the inputs' file has a column for it."),
         "output": {
             "anyOf": [
                 _described({"type": "array", "items": _NUMBER}, "A vector."),

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from api.admission import Admission
 from api.auth import Authenticator, Caller
+from api.background import Background
 from api.database import AsyncDatabase
 from api.flower_address import FlowerAddress
 from api.model_lookup import ModelLookup
@@ -19,6 +20,7 @@ from api.usage_meter import UsageMeter
 from api.worker_choice import WorkerChooser
 from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
+from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from models_store.store import ModelStore
 from ondol.broker.calls import CallSender
@@ -49,6 +51,7 @@ class Services:
     listener: WakeListener
     sender: CallSender
     blobs: ResultBlobs
+    inputs: InputBlobs
     checkpoints: CheckpointStore
     files: FileBlobs
     store: ModelStore
@@ -56,6 +59,7 @@ class Services:
     system: SystemMetrics
     flower: FlowerAddress
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    background: Background = field(default_factory=Background)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     @property

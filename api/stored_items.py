@@ -1,9 +1,9 @@
-"""Stored results of inputs and their forms on the wire: one item an input, in input order, piece by piece."""
+"""Stored results of inputs: one item an input, in input order. How they leave is for `api/result_writers.py`."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -11,6 +11,8 @@ import orjson
 from ondol.sql.records import JsonObject
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
+NPY, PARQUET = "application/x-npy", "application/vnd.apache.parquet"
+_INPUT = re.compile(r"input\[(\d+)\]")
 
 
 class StoredItems(ABC):
@@ -18,7 +20,7 @@ class StoredItems(ABC):
 
     __slots__ = ()
 
-    FORMATS: ClassVar[tuple[str, ...]] = (JSON, NDJSON)
+    FORMATS: ClassVar[tuple[str, ...]] = (JSON, NDJSON, PARQUET)
     """Media types on offer, the preferred one first."""
 
     summary: JsonObject
@@ -44,43 +46,25 @@ class StoredItems(ABC):
     def outputs(self, start: int, stop: int) -> list[dict[str, Any]]:
         """By input from `start` to before `stop`: `output` and what belongs to it. Arrays are left to the encoder."""
 
-    def pieces(self, media_type: str) -> Iterator[bytes]:
-        """The whole result in one of the `FORMATS`, piece by piece."""
-        return self.as_json() if media_type == JSON else self.as_ndjson()
-
-    def items(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """Result items of the inputs from `start` to before `stop`."""
+    def items(self, start: int, stop: int, *, first_input: int = 0) -> list[dict[str, Any]]:
+        """Result items of the inputs from `start` to before `stop`; input 0 is the job's input `first_input`."""
         errors, truncated, tokens = self.summary["errors"], set(self.summary["truncated"]), self.summary["tokens"]
+        ids = self.summary.get("ids")
         found = []
         for i, output in enumerate(self.outputs(start, stop), start):
-            shown = {"error": errors[str(i)]} if str(i) in errors else output
-            found.append({"index": i, **shown, "tokens": tokens[i], "truncated": i in truncated})
+            shown = {"error": placed(errors[str(i)], first_input)} if str(i) in errors else output
+            name = {} if ids is None else {"id": ids[i]}
+            facts = {"tokens": tokens[i], "truncated": i in truncated}
+            found.append({"index": first_input + i, **name, **shown, **facts})
         return found
 
-    def chunks(self) -> Iterator[list[dict[str, Any]]]:
-        """All items, a bounded amount at a time."""
-        step = max(1, self.chunk_inputs())
-        for start in range(0, len(self), step):
-            yield self.items(start, min(start + step, len(self)))
 
-    def as_json(self) -> Iterator[bytes]:
-        """The whole result as pieces of one JSON document."""
-        glue = b'{"object":"list","data":['
-        for items in self.chunks():
-            yield glue + encode(items)[1:-1]
-            glue = b","
-        if len(self) == 0:
-            yield glue
-        yield b"]," + orjson.dumps(self._about())[1:]
-
-    def as_ndjson(self) -> Iterator[bytes]:
-        """One item a line."""
-        for items in self.chunks():
-            yield b"".join(encode(item) + b"\n" for item in items)
-
-    def _about(self) -> dict[str, Any]:
-        names = ("model", "dtype", "engine")
-        return {name: self.summary.get(name) for name in names} | {"usage": {"tokens": self.summary["num_tokens"]}}
+def placed(error: JsonObject, first_input: int) -> JsonObject:
+    """The error with a `param` that counts inputs from the beginning of the job, not from `first_input` on."""
+    found = _INPUT.match(error.get("param") or "")
+    if found is None or not first_input:
+        return error
+    return {**error, "param": f"input[{int(found[1]) + first_input}]{error['param'][found.end() :]}"}
 
 
 def encode(value: Any) -> bytes:

@@ -10,15 +10,16 @@ from typing import Any, Protocol
 from api.admission import Admission
 from api.auth import Caller
 from api.database import AsyncDatabase, run_sized
-from api.fine_tune_submission import build_fine_tune, hold_files, without_missing_files
+from api.fine_tune_submission import build_fine_tune, hold_training_files, without_missing_files
+from api.input_files import Files, find_input_files, hold_input_files
 from api.model_lookup import ModelLookup, Served
-from api.new_job import new_job
+from api.new_job import new_inference, new_job
 from ondol.contract.errors import InvalidPayload, OndolError, Overloaded
-from ondol.contract.inference_checks import check_inference, estimate_tokens
-from ondol.contract.jobs import INFERENCE_OPTIONS, InputLimits, Inputs, ParsedJob, parse_job
+from ondol.contract.inference_checks import check_inference, estimate_tokens, token_estimate
+from ondol.contract.jobs import INFERENCE_OPTIONS, InputLimits, ParsedJob, parse_job
 from ondol.contract.kinds import JobKind
 from ondol.control.ringer import Ringer
-from ondol.settings import AdmissionSettings
+from ondol.settings import ApiSettings, IntakeSettings
 from ondol.sql.records import JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -58,9 +59,11 @@ class Origin:
     num_bytes: int
 
 
-def input_limits(settings: AdmissionSettings) -> InputLimits:
-    """How much one job may carry by the settings, and whom it may have told."""
-    return InputLimits(settings.max_inputs, settings.max_text_kb * BYTES_A_KB, settings.webhook_networks)
+def input_limits(settings: ApiSettings | IntakeSettings) -> InputLimits:
+    """How much one job may carry by the settings, whom it may have told, and over what it is cut into shards."""
+    return InputLimits(
+        settings.max_inputs, settings.max_text_kb * BYTES_A_KB, settings.webhook_networks, settings.message_tokens
+    )
 
 
 async def prepare(services: Acceptance, origin: Origin, bodies: Sequence[Any]) -> list[Outcome]:
@@ -69,7 +72,9 @@ async def prepare(services: Acceptance, origin: Origin, bodies: Sequence[Any]) -
     parsed = await run_sized(origin.num_bytes, lambda: [_parse(body, limits, origin.caller) for body in bodies])
     refs = {job.request.model for job in parsed if isinstance(job, ParsedJob) and job.request.model is not None}
     served = await services.models.resolve_all(refs, origin.caller.project_id)
-    built = await run_sized(origin.num_bytes, lambda: [_build(job, served, origin.caller) for job in parsed])
+    files = await find_input_files(services.database, parsed, origin.caller.project_id)
+    build = _Building(origin.caller, limits, served, files)
+    built = await run_sized(origin.num_bytes, lambda: [build.job(job) for job in parsed])
     outcomes = await without_missing_files(services.database, built, origin.caller.project_id)
     for outcome in outcomes:
         if isinstance(outcome, OndolError) and not outcome.retryable:  # an outage refuses nothing: it passes
@@ -89,7 +94,8 @@ async def admit(services: Acceptance, jobs: Sequence[NewJob]) -> None:
 
 def record_jobs(uow: UnitOfWork, services: Acceptance, jobs: Sequence[NewJob]) -> list[JobRecord]:
     """Record the jobs in this transaction, in order, and ring after its commit."""
-    hold_files(uow, jobs)
+    hold_training_files(uow, jobs)
+    hold_input_files(uow, jobs)
     added = {record.id: record for record in uow.jobs.add_all(jobs)}
     unknown = [job.id for job in jobs if job.id not in added]
     if unknown:  # an earlier try committed them without our knowing
@@ -97,16 +103,6 @@ def record_jobs(uow: UnitOfWork, services: Acceptance, jobs: Sequence[NewJob]) -
     uow.after_commit(services.ringer.ring_soon)
     uow.after_commit(lambda: _count_accepted(services.admission, jobs))
     return [added[job.id] for job in jobs]
-
-
-def as_inputs(value: Any) -> Inputs:
-    """A checked `input` field as a list of texts, text pairs or token id lists."""
-    if isinstance(value, str | dict):
-        return [value]
-    if isinstance(value[0], int):
-        return [value]
-    inputs: Inputs = value
-    return inputs
 
 
 def _count_accepted(admission: Admission, jobs: Sequence[NewJob]) -> None:
@@ -126,26 +122,48 @@ def _parse(body: Any, limits: InputLimits, caller: Caller) -> ParsedJob | OndolE
     return parsed
 
 
-def _build(job: ParsedJob | OndolError, served: dict[str, Served | OndolError], caller: Caller) -> Outcome:
-    if isinstance(job, OndolError):
-        return job
-    if job.request.model is None:
-        return new_job(job, None, caller)
-    model = served[job.request.model]
-    if isinstance(model, OndolError):
-        return model
-    try:
-        return _build_for_model(job, model, caller)
-    except OndolError as exc:
-        return exc
+@dataclass(frozen=True, slots=True)
+class _Building:
+    """What the jobs of one request are built from: the models and files that they name were looked up."""
 
+    caller: Caller
+    limits: InputLimits
+    served: dict[str, Served | OndolError]
+    files: Files
 
-def _build_for_model(job: ParsedJob, model: Served, caller: Caller) -> NewJob:
-    kind = job.request.kind
-    if kind is JobKind.FINE_TUNE:
-        return build_fine_tune(job, model, caller)
-    options = INFERENCE_OPTIONS[kind].model_construct(**job.options)
-    inputs = as_inputs(job.request.input)
-    check_inference(kind, options, inputs, model.spec)
-    estimate = estimate_tokens(inputs, job.num_bytes, options, model.spec)
-    return new_job(job, model, caller, estimated_tokens=estimate)
+    def job(self, parsed: ParsedJob | OndolError) -> Outcome:
+        if isinstance(parsed, OndolError):
+            return parsed
+        if parsed.request.model is None:
+            return new_job(parsed, None, self.caller)
+        model = self.served[parsed.request.model]
+        if isinstance(model, OndolError):
+            return model
+        try:
+            return self._for_model(parsed, model)
+        except OndolError as exc:
+            return exc
+
+    def _for_model(self, job: ParsedJob, model: Served) -> NewJob:
+        kind = job.request.kind
+        if kind is JobKind.FINE_TUNE:
+            return build_fine_tune(job, model, self.caller)
+        options = INFERENCE_OPTIONS[kind].model_construct(**job.options)
+        columns = job.request.input_columns
+        has_pairs = columns is not None and columns.text_pair is not None
+        check_inference(kind, options, job.inputs, model.spec, has_pairs=has_pairs)
+        if job.request.input_file is not None:
+            return self._of_file(job, model, job.request.input_file)
+        num_tokens = estimate_tokens(job.inputs, sum(job.sizes), options, model.spec)
+        estimate = token_estimate(options, model.spec)
+        return new_inference(
+            job, model, self.caller, estimate, max_tokens=self.limits.message_tokens, num_tokens=num_tokens
+        )
+
+    def _of_file(self, job: ParsedJob, model: Served, file_id: str) -> NewJob:
+        """A job whose inputs nobody has counted yet: the size of its file says about how many tokens they will take."""
+        file = self.files[file_id]
+        if isinstance(file, OndolError):
+            raise file
+        num_tokens = max(1, int(file.size_bytes * model.spec.tokens_per_byte))
+        return new_job(job, model, self.caller, estimated_tokens=num_tokens)

@@ -31,7 +31,7 @@ class TimedCache(Generic[K, V]):
         if task is None:
             task = asyncio.create_task(self._fetch(key))
             self._loading[key] = task
-            task.add_done_callback(_retrieve)
+            task.add_done_callback(retrieve)
         return await asyncio.shield(task)  # a caller that hangs up must not end the load of the others
 
     async def _fetch(self, key: K) -> V:
@@ -47,6 +47,7 @@ class TimedCache(Generic[K, V]):
         return value
 
 
-def _retrieve(task: asyncio.Task[V]) -> None:
+def retrieve(task: asyncio.Task[V]) -> None:
+    """Look at a task's error, so that one which nobody waits for any more is not reported as forgotten."""
     if not task.cancelled():
         task.exception()  # marks it as seen: every caller may have hung up

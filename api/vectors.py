@@ -1,31 +1,27 @@
-"""Stored embeddings and their forms on the wire. N inputs, H dimensions, T_i tokens of input i; float32 throughout."""
+"""Stored embeddings. N inputs, H dimensions, T_i tokens of input i; float32 throughout."""
 
 from __future__ import annotations
 
 import binascii
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from api.stored_items import JSON, NDJSON, StoredItems
-from ondol.contract.errors import ModelStoreError, NotAcceptable
+from api.stored_items import JSON, NDJSON, NPY, PARQUET, StoredItems
+from ondol.contract.errors import ModelStoreError
 from ondol.sql.records import JsonObject
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-NPY = "application/x-npy"
 CHUNK_VALUES = 64 * 1024
-CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVectors(StoredItems):
     """An embedding result: `rows` [N, H], or [sum of T_i, H] with `starts` [N + 1] for one vector a token."""
 
-    FORMATS: ClassVar[tuple[str, ...]] = (JSON, NDJSON, NPY)
+    FORMATS: ClassVar[tuple[str, ...]] = (JSON, NDJSON, NPY, PARQUET)
 
     summary: JsonObject
     rows: Array
@@ -34,24 +30,27 @@ class StoredVectors(StoredItems):
     @classmethod
     def read(cls, summary: JsonObject, data: bytes) -> Self:
         """The result that a record holds; ModelStoreError if data and summary do not fit each other."""
-        flat = np.frombuffer(data, dtype="<f4")
         try:
-            if summary.get("shape") is not None:
-                return cls(summary, flat.reshape(summary["shape"]), None)
-            starts = [0, *np.cumsum(summary["lengths"], dtype=np.int64).tolist()]
-            width = len(flat) // starts[-1] if starts[-1] else 0
-            return cls(summary, flat.reshape(starts[-1], width), starts)
+            found = cls._of(summary, np.frombuffer(data, dtype="<f4"))
         except (KeyError, ValueError) as exc:
             raise ModelStoreError("the stored result does not have the shape that its record states") from exc
+        num = len(found.rows) if found.starts is None else len(found.starts) - 1
+        if num != len(found):
+            raise ModelStoreError("the stored result does not have one vector, or list of them, an input")
+        return found
+
+    @classmethod
+    def _of(cls, summary: JsonObject, flat: Array) -> Self:
+        if summary.get("shape") is not None:
+            return cls(summary, flat.reshape(summary["shape"]), None)
+        starts = [0, *np.cumsum(summary["lengths"], dtype=np.int64).tolist()]
+        width = len(flat) // starts[-1] if starts[-1] else 0
+        return cls(summary, flat.reshape(starts[-1], width), starts)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all vectors."""
         return self.rows.nbytes
-
-    def pieces(self, media_type: str) -> Iterator[bytes]:
-        """The result in that format; NotAcceptable (at once) where npy cannot hold it."""
-        return self.as_npy() if media_type == NPY else StoredItems.pieces(self, media_type)
 
     def vector(self, index: int) -> Array:
         """Vector [H] of an input, or its token vectors [T_i, H]."""
@@ -73,24 +72,6 @@ class StoredVectors(StoredItems):
     def chunk_inputs(self) -> int:
         """Inputs of about 64k numbers."""
         return CHUNK_VALUES * len(self) // max(1, self.rows.size)
-
-    def as_npy(self) -> Iterator[bytes]:
-        """An npy file of float32 [N, H]; NotAcceptable (at once) unless every input has one vector."""
-        if self.starts is not None:
-            raise NotAcceptable("npy holds one vector an input; this result has one a token", param="Accept")
-        if self.summary["errors"]:
-            raise NotAcceptable("npy cannot hold item errors; ask for application/json", param="Accept")
-        return self._npy_pieces()
-
-    def _npy_pieces(self) -> Iterator[bytes]:
-        head = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            head, {"descr": "<f4", "fortran_order": False, "shape": tuple(self.rows.shape)}
-        )
-        yield head.getvalue()
-        raw = self.rows.reshape(-1).view(np.uint8)
-        for start in range(0, len(raw), CHUNK_BYTES):
-            yield raw[start : start + CHUNK_BYTES].tobytes()
 
 
 def to_base64(vector: Array) -> str:

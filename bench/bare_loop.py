@@ -1,6 +1,7 @@
 """The bare packed loop: the product's engine in one process, without queue, SQL, Redis or HTTP. The floor.
 
-`python -m bench.bare_loop --folder VERSION --dtype float32 --threads 1 --num-texts 4000` prints one JSON line.
+`python -m bench.bare_loop --folder VERSION --dtype float32 --cores 0 --num-texts 4000` prints one JSON line. With
+`--serve` it prints one for each line on stdin (`bench.rounds`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bench.corpus import docstring_texts
+from bench.rounds import Figures, serve_rounds
 
 if TYPE_CHECKING:
     from workers.device.engine import ModelHandle, RunSpec
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--num-texts", type=int, default=4_000)
     parser.add_argument("--num-calls", type=int, default=200)
     parser.add_argument("--batch-tokens", type=int, default=1_024)
+    parser.add_argument("--serve", action="store_true")
     parsed = parser.parse_args(argv)
     cores = [int(core) for core in parsed.cores.split(",")]
     os.sched_setaffinity(0, cores)
@@ -59,17 +62,19 @@ def main(argv: list[str]) -> int:
     tokenizer.enable_truncation(MAX_LENGTH)
     texts = docstring_texts(parsed.num_texts)
     embed(engine, handle, spec, texts[:64], batch_tokens=parsed.batch_tokens, tokenizer=tokenizer)
-    cpu_before, wall_before = time.process_time(), time.perf_counter()
-    vectors = embed(engine, handle, spec, texts, batch_tokens=parsed.batch_tokens, tokenizer=tokenizer)
-    found = {
-        "cpu_s": time.process_time() - cpu_before,
-        "wall_s": time.perf_counter() - wall_before,
-        "num_texts": len(vectors),
-        "call_ms": statistics.median(call_ms(engine, handle, spec, parsed.num_calls, tokenizer=tokenizer))
-        if parsed.num_calls
-        else None,
-    }
-    print(json.dumps(found))
+
+    def measure(_request: Figures) -> Figures:
+        cpu_before, wall_before = time.process_time(), time.perf_counter()
+        vectors = embed(engine, handle, spec, texts, batch_tokens=parsed.batch_tokens, tokenizer=tokenizer)
+        cpu_s, wall_s = time.process_time() - cpu_before, time.perf_counter() - wall_before
+        times = call_ms(engine, handle, spec, parsed.num_calls, tokenizer=tokenizer)
+        call = statistics.median(times) if times else None
+        return {"cpu_s": cpu_s, "wall_s": wall_s, "num_texts": len(vectors), "call_ms": call}
+
+    if parsed.serve:
+        serve_rounds(measure)
+    else:
+        print(json.dumps(measure({})))
     return 0
 
 

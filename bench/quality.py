@@ -58,7 +58,7 @@ TRIALS = (
     Trial("banking77", TEXT, "all-minilm-l6-v2", ".csv", 5, 3e-4, has_dev=False, max_length=64),
     Trial("nsmc", TEXT, "multilingual-e5-small", ".csv", 2, 1e-4, freeze_word_embeddings=True, rows=600),
     Trial("wnut17", TOKENS, "all-minilm-l6-v2", ".jsonl", 3, 3e-4),
-    Trial("klue-ner", TOKENS, "multilingual-e5-small", ".jsonl", 3, 2e-4, freeze_word_embeddings=True, rows=600),
+    Trial("klue-ner", TOKENS, "multilingual-e5-small", ".jsonl", 6, 3e-4, freeze_word_embeddings=True, rows=600),
 )
 Figures = dict[str, Any]
 

@@ -22,7 +22,7 @@ from ondol.contract.errors import InvalidPayload, OndolError
 from ondol.control import administration
 from ondol.settings import CommonSettings, load_settings
 
-_JOB_FOLDERS = ("checkpoints", "results")
+_JOB_FOLDERS = ("checkpoints", "inputs", "results")
 _LONGEST_PUBLISH = timedelta(hours=1)
 _MOST_SKEW = timedelta(minutes=5)
 

@@ -40,7 +40,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
 Auth = Literal["keys", "off"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Engine = Literal["auto", "torch"]
+Engine = Literal["auto", "torch", "openvino"]
 
 
 class _Settings(BaseSettings):
@@ -75,7 +75,14 @@ class _Settings(BaseSettings):
         return (*sources, files)
 
 
-class CommonSettings(_Settings):
+class LogSettings(_Settings):
+    """How a process logs: all that a child reads which needs no address and no password."""
+
+    log_level: LogLevel = Field("info", description="Least severe event that is logged.")
+    log_format: LogFormat = Field("console", description="Lines for machines (json) or for people (console).")
+
+
+class CommonSettings(LogSettings):
     """What every process of one Ondol shares: where data, database, Redis and models are, and how it logs."""
 
     data_dir: AbsolutePath = Field(
@@ -91,8 +98,6 @@ class CommonSettings(_Settings):
         None, description="fsspec URL of the model store; default: the folder `store` in the data folder."
     )
     allow_hub: bool = Field(False, description="Whether models may be imported by hub id; off means no download, ever.")
-    log_level: LogLevel = Field("info", description="Least severe event that is logged.")
-    log_format: LogFormat = Field("console", description="Lines for machines (json) or for people (console).")
     metrics_port: int | None = Field(
         None, ge=1, le=65_535, description="Port of this process's /metrics; the api has them on its own port anyway."
     )
@@ -177,7 +182,7 @@ class AdmissionSettings(_Settings):
     """How much may be submitted; the same for the api and the intake."""
 
     max_text_kb: PositiveInt = Field(1_024, le=65_536, description="Largest single text, in UTF-8.")
-    max_inputs: PositiveInt = Field(100_000, le=10_000_000, description="Most inputs of one job.")
+    max_inputs: PositiveInt = Field(10_000_000, le=1_000_000_000, description="Most inputs of one job.")
     max_queued_jobs: PositiveInt = Field(
         1_000_000, le=1_000_000_000, description="Waiting jobs at which new ones are refused with 429."
     )
@@ -253,12 +258,15 @@ class WorkerSettings(CommonSettings, WindowSettings):
         None, le=256, description="Compute threads of the device process; default: one a core."
     )
     dtype: Dtype = Field("auto", description="Number format of the weights; auto: the fastest that is faithful.")
-    engine: Engine = Field("auto", description="What runs the model.")
+    engine: Engine = Field(
+        "auto",
+        description="What runs models; auto: torch, and OpenVINO for those where it is installed, faithful and faster.",
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), max_length=64, description="Model references that are loaded and kept warm from the start, comma-separated."
     )
     max_batch_tokens: PositiveInt | None = Field(
-        None, ge=16, le=1_048_576, description="Tokens a forward pass; default: 1024 on a CPU, 16384 on a GPU."
+        None, ge=16, le=1_048_576, description="Tokens a forward pass; default: measured for each model at load."
     )
     device_memory_mb: PositiveInt | None = Field(
         None, ge=64, description="Memory for warm models; default: measured on the device."
@@ -292,7 +300,7 @@ class WorkerSettings(CommonSettings, WindowSettings):
         return self
 
     def resolved_max_batch_tokens(self) -> int:
-        """Tokens a forward pass, with the default of the kind of device filled in."""
+        """Tokens a forward pass until they are measured, with the default of the kind of device filled in."""
         return self.max_batch_tokens or (16_384 if self.device.startswith("cuda:") else 1_024)
 
 

@@ -41,6 +41,7 @@ LONG_SCOPES = (
     "tests/flower/test_dashboard.py",
     "webhooks",
     "tests/deploy/test_compose_runs.py",
+    "tests/deploy/test_cluster_commands.py",
     "tests/examples/test_examples.py",
     "guide",
     "http",

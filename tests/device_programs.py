@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -136,6 +137,7 @@ def add_fault_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay-us-per-token", type=float, default=0.0)
     parser.add_argument("--oom-above-tokens", type=int)
     parser.add_argument("--dims", type=int, default=32)
+    parser.add_argument("--does-not-start-if", type=Path, help="a file; while it exists the process ends at once")
 
 
 def main(argv: list[str]) -> int:
@@ -145,6 +147,8 @@ def main(argv: list[str]) -> int:
     add_fault_arguments(parser)
     parsed = parser.parse_args(argv)
     arguments = device_arguments(parsed)
+    if parsed.does_not_start_if is not None and parsed.does_not_start_if.exists():
+        return 1
     bind_to_parent(parent_pid)
     lead_process_group()
     pin(arguments)

@@ -49,7 +49,9 @@ def main(arguments: list[str]) -> int:
 def _source_files(root: Path) -> Iterator[Path]:
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in FILE_SUFFIXES and "__pycache__" not in path.parts:
+            parts = path.relative_to(root).parts
+            # Hidden folders hold environments of others, such as a benchmark's peer.
+            if path.suffix in FILE_SUFFIXES and "__pycache__" not in parts and not any(p[0] == "." for p in parts):
                 yield path
 
 

@@ -1,10 +1,11 @@
 """The batcher: rows of all jobs and calls in flight, cut into batches by tokens.
 
-Rows wait in one line a key and class. Each row has a virtual start, its arrival plus a grace by class; the earliest
-virtual start goes first. So interactive rows overtake, and no row of any class waits for ever (ageing).
+Rows wait in one line a key and class. The classes go in their order, so an interactive row waits for the batches that
+are formed already and for no others. Each row has a virtual start, its arrival plus a grace by class (ageing): when
+`MAX_OVERTAKING` batches in a row went before one whose virtual start is the earliest, it is its turn, so no class
+starves. Rows that ask for the very same are computed once (`workers.twins`).
 
-A row may be struck out or pass its deadline at any moment, also while a batch is formed: a row that was wanted when
-its line was looked at is never looked at twice.
+A row may be struck out or pass its deadline at any moment, also while a batch is formed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from ondol.contract.errors import DeadlineExceeded
 from ondol.contract.states import Priority
-from workers.rows import Batch, BatchKey, Row, Work
+from workers.rows import Batch, BatchKey, Row, Work, is_wanted
+from workers.twins import Twins, asked_by, may_share
 
-CLASS_GRACE_S = {Priority.INTERACTIVE: 0.0, Priority.NORMAL: 1.0, Priority.BULK: 5.0}
 SORT_WINDOW_BUDGETS = 16
+MAX_OVERTAKING = 4
+CALLS_RECENT_S = 1.0
+"""While an interactive row has come so recently, batches of other classes are not sent ahead: the next one would have
+to wait for them too."""
+
+Lines = dict[Priority, deque[Row]]
 
 
 class Batcher:
@@ -29,15 +35,24 @@ class Batcher:
         self._max_batch_tokens = max_batch_tokens
         self._budgets: dict[str, int] = {}
         self._padded: set[str] = set()
-        self._lines: dict[BatchKey, dict[Priority, deque[Row]]] = {}
+        self._lines: dict[BatchKey, Lines] = {}
+        self._twins = Twins()
         self._suspects: deque[Batch] = deque()
         self._num_tokens = 0
+        self._interactive_at = -float("inf")
+        self._num_overtaking = 0
         self._changed = threading.Condition()
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens of all rows that wait, those that nobody wants any more and suspects apart."""
+        """Tokens of all rows that wait, those that nobody wants any more, suspects and twins apart."""
         return self._num_tokens
+
+    @property
+    def num_shared(self) -> int:
+        """Rows that wait or are on the device and whose computation others may share."""
+        with self._changed:
+            return len(self._twins)
 
     def set_packed(self, model_key: str, *, is_packed: bool) -> None:
         """Say how rows of a model are laid out."""
@@ -51,10 +66,19 @@ class Batcher:
 
     def add(self, works: Iterable[Work]) -> None:
         """Queue all rows of the works."""
+        asked = [
+            (work, [asked_by(row) for row in work.rows] if work.rows and may_share(work.rows[0]) else None)
+            for work in works
+        ]
         with self._changed:
-            for work in works:
-                self._line(work.key, work.priority).extend(work.rows)
-                self._num_tokens += sum(row.num_tokens for row in work.rows)
+            for work, whats in asked:
+                rows = work.rows
+                if whats is not None:
+                    rows, spared_tokens = self._twins.join(work.key, rows, whats)
+                    self._num_tokens -= spared_tokens
+                if work.priority is Priority.INTERACTIVE:
+                    self._interactive_at = time.monotonic()
+                self._queue(self._lines_of(work.key)[work.priority], rows)
             self._changed.notify_all()
 
     def add_suspects(self, batches: Iterable[Batch]) -> None:
@@ -69,11 +93,19 @@ class Batcher:
             if batch.is_exclusive and batch.rows and batch.rows[0].is_suspect:
                 self._suspects.appendleft(batch)
             else:
-                self._return_rows(batch.key, batch.rows)
+                self._return_rows(self._lines_of(batch.key), batch.rows)
             self._changed.notify_all()
 
+    def forget(self, batch: Batch) -> None:
+        """The batch's rows are to be settled: whoever asks for the same from now on has it computed anew."""
+        with self._changed:
+            self._twins.forget(batch.key, batch.rows)
+
     def next_batch(self, timeout_s: float, *, is_idle: bool) -> Batch | None:
-        """The next batch, or None after the time. An exclusive batch is given out only when the device is idle."""
+        """The next batch, or None after the time.
+
+        Given out only when the device is idle: an exclusive batch, and while calls come one without interactive rows.
+        """
         limit = time.monotonic() + timeout_s
         with self._changed:
             while True:
@@ -91,102 +123,166 @@ class Batcher:
             if not is_idle:
                 return None, True
             batch = self._suspects.popleft()
-            batch.rows = [row for row in batch.rows if _is_wanted(row)]
+            batch.rows = [row for each in batch.rows if (row := self._wanted_or_heir(each)) is not None]
             if batch.rows:
                 return batch, False
-        while (head := self._earliest()) is not None:
-            key = head.work.key
+        while heads := self._heads():
+            head, is_aged = self._choose(heads)
+            if not is_idle and (head.work.is_alone or self._must_not_be_ahead(head)):
+                return None, True
+            key, lines = head.work.key, self._lines[head.work.key]
             if head.work.is_alone:
-                if not is_idle:
-                    return None, True
-                return Batch(key, [self._pop(head)], is_exclusive=True), False
+                self._num_tokens -= _pop(lines[head.work.priority]).num_tokens
+                return Batch(key, [head], is_exclusive=True), False
             budget = self._budgets.get(key.model.key, self._max_batch_tokens)
-            is_padded = key.model.key in self._padded
-            rows = self._take_padded(key, budget) if is_padded else self._take(key, budget)
+            take = self._take_padded if key.model.key in self._padded else self._take
+            rows = take(lines, budget, is_aged=is_aged)
             if rows:  # none: all of them were struck out a moment ago
-                return Batch(key, rows, release="drained" if self._head(key) is None else "full"), False
+                self._num_overtaking = self._num_overtaking + 1 if _overtakes(head, heads) else 0
+                return Batch(key, rows, release="full" if any(lines.values()) else "drained"), False
         return None, False
 
-    def _earliest(self) -> Row | None:
-        """The row that goes first of all; lines that have become empty are forgotten on the way."""
-        best: Row | None = None
-        for key in list(self._lines):
-            head = self._head(key)
-            if head is None:
-                del self._lines[key]
-            elif best is None or _virtual_start(head) < _virtual_start(best):
-                best = head
-        return best
+    def _must_not_be_ahead(self, head: Row) -> bool:
+        is_call = head.work.priority is Priority.INTERACTIVE
+        return not is_call and time.monotonic() - self._interactive_at < CALLS_RECENT_S
 
-    def _head(self, key: BatchKey) -> Row | None:
-        """The row of the key that goes first; rows that nobody wants are dropped on the way."""
+    def _choose(self, heads: Sequence[Row]) -> tuple[Row, bool]:
+        """The row that leads the next batch, and whether it does for its age."""
+        if self._num_overtaking >= MAX_OVERTAKING:
+            return min(heads, key=_virtual_start), True
+        return min(heads, key=_by_class), False
+
+    def _heads(self) -> list[Row]:
+        """The head of each line; lines of keys that have become empty are forgotten on the way."""
         heads = []
-        for line in self._lines[key].values():
-            while line and not _is_wanted(line[0]):
-                self._num_tokens -= line.popleft().num_tokens
+        for key, lines in list(self._lines.items()):
+            found = [line[0] for line in self._clean(lines)]
+            if found:
+                heads += found
+            else:
+                del self._lines[key]
+        return heads
+
+    def _clean(self, lines: Lines) -> list[deque[Row]]:
+        """The lines that have rows, each with one at its head that is wanted; in the order of the classes."""
+        for line in reversed(lines.values()):  # an heir may go to another line, whose head is wanted then
             if line:
-                heads.append(line[0])
-        return min(heads, key=_virtual_start) if heads else None
+                self._clean_head(line, lines)
+        return [line for line in lines.values() if line]
 
-    def _pop(self, head: Row) -> Row:
-        """Take a row that stands at the head of its line."""
-        row = self._lines[head.work.key][head.work.priority].popleft()
-        assert row is head, "only the forming thread takes rows, and it holds the lock"
-        self._num_tokens -= row.num_tokens
-        return row
+    def _clean_head(self, line: deque[Row], lines: Lines) -> None:
+        """Drop rows at the head that nobody wants, or that are computed elsewhere; heirs take their places."""
+        while line:
+            row = line[0]
+            if row.is_twin:
+                _pop(line)
+            elif is_wanted(row):
+                return
+            else:
+                self._num_tokens -= _pop(line).num_tokens
+                heir = self._twins.heir_of(row)
+                if heir is not None:
+                    self._num_tokens += heir.num_tokens
+                    if not heir.is_in_line:
+                        heir.is_in_line = True
+                        lines[heir.work.priority].appendleft(heir)
 
-    def _take(self, key: BatchKey, budget: int) -> list[Row]:
+    def _wanted_or_heir(self, row: Row) -> Row | None:
+        """The suspect, or the one that takes its place in its batch and in no line."""
+        if is_wanted(row):
+            return row
+        heir = self._twins.heir_of(row)
+        if heir is not None and heir.is_in_line:
+            self._lines_of(heir.work.key)[heir.work.priority].remove(heir)
+            heir.is_in_line = False
+        return heir
+
+    def _take(self, lines: Lines, budget: int, *, is_aged: bool) -> list[Row]:
         taken: list[Row] = []
         tokens = 0
-        while (row := self._head(key)) is not None and not row.work.is_alone:
-            if taken and tokens + row.num_tokens > budget:
+        while found := self._clean(lines):
+            line = min(found, key=_start_of) if is_aged else found[0]
+            work = line[0].work
+            if work.is_alone:
                 break
-            taken.append(self._pop(row))
-            tokens += row.num_tokens
+            # A work's rows stand together and start at one time: whether it is wanted is asked once for all of them.
+            while line and (row := line[0]).work is work:
+                num_tokens = len(row.ids)
+                if not row.is_twin:
+                    if taken and tokens + num_tokens > budget:
+                        self._num_tokens -= tokens
+                        return taken
+                    taken.append(row)
+                    tokens += num_tokens
+                _pop(line)
+        self._num_tokens -= tokens
         return taken
 
-    def _take_padded(self, key: BatchKey, budget: int) -> list[Row]:
+    def _take_padded(self, lines: Lines, budget: int, *, is_aged: bool) -> list[Row]:
         """Rows of like length around the head: padded size within the budget, padding small."""
-        window = self._take(key, budget * SORT_WINDOW_BUDGETS)
+        window = self._take(lines, budget * SORT_WINDOW_BUDGETS, is_aged=is_aged)
         if not window:
             return []
-        by_length = sorted(window, key=lambda row: row.num_tokens)
+        by_length = sorted(window, key=_num_tokens)
+        lengths = [len(row.ids) for row in by_length]
         first = last = by_length.index(window[0])
         while True:
-            grow_up = last + 1 < len(by_length) and by_length[last + 1].num_tokens * (last + 2 - first) <= budget
-            grow_down = first > 0 and by_length[last].num_tokens * (last + 2 - first) <= budget
-            if grow_up:
+            if last + 1 < len(lengths) and lengths[last + 1] * (last + 2 - first) <= budget:
                 last += 1
-            elif grow_down:
+            elif first > 0 and lengths[last] * (last + 2 - first) <= budget:
                 first -= 1
             else:
                 break
         chosen = by_length[first : last + 1]
         kept = set(map(id, chosen))
-        self._return_rows(key, [row for row in window if id(row) not in kept])
+        self._return_rows(lines, [row for row in window if id(row) not in kept])
         return chosen
 
-    def _return_rows(self, key: BatchKey, rows: Sequence[Row]) -> None:
+    def _return_rows(self, lines: Lines, rows: Sequence[Row]) -> None:
+        tokens = 0
         for row in reversed(rows):
-            self._line(key, row.work.priority).appendleft(row)
-            self._num_tokens += row.num_tokens
+            row.is_in_line = True
+            lines[row.work.priority].appendleft(row)
+            tokens += len(row.ids)
+        self._num_tokens += tokens
 
-    def _line(self, key: BatchKey, priority: Priority) -> deque[Row]:
+    def _queue(self, line: deque[Row], rows: Sequence[Row]) -> None:
+        tokens = 0
+        for row in rows:
+            row.is_in_line = True
+            tokens += len(row.ids)
+        line.extend(rows)
+        self._num_tokens += tokens
+
+    def _lines_of(self, key: BatchKey) -> Lines:
         lines = self._lines.get(key)
         if lines is None:
             lines = self._lines[key] = {each: deque() for each in Priority}
-        return lines[priority]
+        return lines
+
+
+def _pop(line: deque[Row]) -> Row:
+    """Take the row at the head of its line; only the forming thread takes rows, and it holds the lock."""
+    row = line.popleft()
+    row.is_in_line = False
+    return row
+
+
+def _overtakes(head: Row, heads: Iterable[Row]) -> bool:
+    return any(other.work.virtual_start < head.work.virtual_start for other in heads)
 
 
 def _virtual_start(row: Row) -> float:
-    return row.work.enqueued_at + CLASS_GRACE_S[row.work.priority]
+    return row.work.virtual_start
 
 
-def _is_wanted(row: Row) -> bool:
-    work = row.work
-    if work.is_struck:
-        return False
-    if work.deadline_at is not None and time.time() > work.deadline_at:
-        work.settle(row, None, DeadlineExceeded("the deadline passed before the text reached the device"))
-        return False
-    return True
+def _start_of(line: deque[Row]) -> float:
+    return line[0].work.virtual_start
+
+
+def _by_class(row: Row) -> tuple[int, float]:
+    return row.work.rank, row.work.enqueued_at
+
+
+def _num_tokens(row: Row) -> int:
+    return len(row.ids)

@@ -15,7 +15,7 @@ from ondol.contract.frames import pack_frame
 from ondol.metrics.jobs import StageMetrics
 from workers.batcher import Batcher
 from workers.in_flight import InFlight
-from workers.inference_task import ENGINE, InferenceTask, TaskRequest
+from workers.inference_task import InferenceTask, TaskRequest
 from workers.model_library import ModelLibrary
 from workers.rows import Work
 from workers.tasks import prepare
@@ -161,7 +161,7 @@ class CallLoop:
             errors={i: error.as_dict() for i, error in found.errors.items()},
             model=task.ref,
             dtype=task.model.dtype,
-            engine=ENGINE,
+            engine=task.work.engine,
             timings=timings,
             about=found.about,
             outputs=found.outputs,

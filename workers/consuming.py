@@ -10,6 +10,7 @@ from celery.signals import worker_shutting_down
 from celery.worker.control import Panel, ok
 
 from ondol.broker.celery_app import MESSAGE_VERSION, RUN_TASK, make_celery_app
+from workers.lean_consumer import LeanConsumer
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ def consume(
     `handle` gets each message's id, on one of `concurrency` threads. `begin_to_stop` runs inside the signal handler.
     """
     app = make_celery_app(redis_url, queues=queues)
+    for queue in app.conf.task_queues:
+        queue.no_ack = True
 
     @app.task(name=RUN_TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # celery is untyped
     def run_message(v: int, message: str, jobs: list[Any]) -> None:
@@ -54,6 +57,7 @@ def consume(
         without_gossip=True,
         without_mingle=True,
         optimization="fair",
+        consumer_cls=LeanConsumer,
     )
     worker.start()
     return int(worker.exitcode or 0)

@@ -21,6 +21,7 @@ import structlog
 
 from ondol.contract.errors import DeviceError, DeviceLost, OndolError
 from ondol.contract.frames import Buffer, FrameError, Header, receive_frame, send_frame
+from workers.child_environment import device_environment
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -35,7 +36,10 @@ _START_LIMIT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceProgram:
-    """How the device process is started: its argument vector without the socket, and what its environment gains."""
+    """How the device process is started: its argument vector without the socket, and what its environment gains.
+
+    Of the worker's own environment it gets no more than `device_environment` names.
+    """
 
     argv: Sequence[str]
     environment: dict[str, str] = field(default_factory=dict)
@@ -159,7 +163,7 @@ class DeviceKeeper:
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*self._program.argv, "--fd", str(theirs.fileno())],
-            env={**os.environ, **self._program.environment},
+            env=device_environment() | self._program.environment,
             pass_fds=(theirs.fileno(), *self._program.keep_fds),
             stdin=subprocess.DEVNULL,
             process_group=0,

@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from ondol.contract.errors import DeviceError, DeviceLost, OndolError, WorkerLost
 from ondol.contract.frames import Header
-from ondol.metrics.roles import BatchMetrics
+from ondol.metrics.batches import BatchMetrics, RowsOfClass
 from ondol.sql.attempts import MAX_COUNTED_LOSSES
 from workers.batcher import Batcher
 from workers.device_keeper import DeviceKeeper
-from workers.rows import Batch, FloatArray, IntArray, Row
+from workers.rows import DEFAULT_ENGINE, Batch, FloatArray, IntArray, Row, Work
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -74,30 +74,30 @@ class Dispatcher:
                     return
                 if not self._may_send():
                     continue
-                is_idle = not self._in_flight
-            batch = self._batcher.next_batch(0.2, is_idle=is_idle)
+                num_in_flight = len(self._in_flight)
+            batch = self._batcher.next_batch(0.2, is_idle=num_in_flight == 0)
             if batch is not None:
                 self._send(batch)
-            elif not is_idle:
-                self._wait_for_a_reply()
+            elif num_in_flight:
+                self._wait_for_a_reply(num_in_flight)
 
     def _may_send(self) -> bool:
         if any(batch.is_exclusive for batch in self._in_flight):
             return False
         return len(self._in_flight) < MAX_AHEAD
 
-    def _wait_for_a_reply(self) -> None:
+    def _wait_for_a_reply(self, num_before: int) -> None:
+        """Wait until fewer batches are in flight than there were; one may have come back meanwhile."""
         with self._changed:
-            before = len(self._in_flight)
-            self._changed.wait_for(lambda: self._stopping or len(self._in_flight) < before, 0.05)
+            self._changed.wait_for(lambda: self._stopping or len(self._in_flight) < num_before, 0.05)
 
     def _send(self, batch: Batch) -> None:
         with self._changed:
             self._in_flight.append(batch)
         now = time.monotonic()
-        for row in batch.rows:
-            if row.work.started_at is None:
-                row.work.started_at = now
+        for work in _works_of(batch):
+            if work.started_at is None:
+                work.started_at = now
         skips = [row.skip for row in batch.rows]
         has_type_ids = any(row.type_ids is not None for row in batch.rows)
         header: Header = {
@@ -119,6 +119,8 @@ class Dispatcher:
             self._in_flight.remove(batch)
             self._changed.notify_all()
         error = future.exception()
+        if not isinstance(error, DeviceLost) or error.was_on_device:
+            self._batcher.forget(batch)
         if isinstance(error, DeviceLost):
             self._after_loss(batch, is_suspect=error.was_on_device)
         elif error is not None:
@@ -132,20 +134,39 @@ class Dispatcher:
 
     def _deliver(self, batch: Batch, header: Header, body: memoryview) -> None:
         self._on_ran(header)
-        self._metrics.ran(batch.release, num_rows=len(batch.rows), num_tokens=batch.num_tokens, header=header)
+        works = _works_of(batch)
+        self._count(batch, header)
         flat = np.frombuffer(body, dtype="<f4")
+        flat.setflags(write=False)  # twins share it
         row_errors = header.get("row_errors") or {}
         outputs = _split(flat, header, batch)
         share_s = float(header["forward_s"])
-        for work in {id(row.work): row.work for row in batch.rows}.values():
+        for work in works:
+            work.started_at = work.started_at or batch.formed_at
             work.forward_s += share_s
+            work.engines.add(str(header.get("engine", DEFAULT_ENGINE)))
             work.load_s += float(header.get("load_s", 0.0))
         for i, row in enumerate(batch.rows):
             failed = row_errors.get(str(i))
             if failed is not None:
-                row.work.settle(row, None, DeviceError(failed["message"], code=failed["code"]))
+                row.settle(None, DeviceError(failed["message"], code=failed["code"]))
             else:
-                row.work.settle(row, outputs[i], None)
+                row.settle(outputs[i], None)
+
+    def _count(self, batch: Batch, header: Header) -> None:
+        classes: dict[str, RowsOfClass] = {}
+        waited: dict[int, tuple[Work, int]] = {}
+        for row in batch.rows:
+            work, num = waited.get(id(row.work), (row.work, 0))
+            waited[id(work)] = (work, num + 1)
+            of_class = classes.setdefault(work.priority.value, RowsOfClass())
+            of_class.num_rows += 1
+            of_class.num_tokens += len(row.ids)
+            of_class.num_shared += len(row.twins)
+        for work, num in waited.values():
+            waited_s = max(0.0, batch.formed_at - work.enqueued_at)
+            classes[work.priority.value].waited_s.append((waited_s, num))
+        self._metrics.ran(batch.release, classes, header)
 
     def _after_loss(self, batch: Batch, *, is_suspect: bool) -> None:
         if not is_suspect:
@@ -173,13 +194,11 @@ class Dispatcher:
         )
 
     def _count_loss(self, row: Row, batch: Batch) -> None:
-        row.num_losses += 1
-        row.is_suspect = True
-        row.work.num_new_losses = max(row.work.num_new_losses, row.num_losses)
+        row.count_loss()
         log.warning("device.lost_alone", work_id=row.work.id, row=row.index, num_losses=row.num_losses)
         if row.num_losses >= MAX_COUNTED_LOSSES:
             message = f"the device process died {row.num_losses} times while it ran this text alone"
-            row.work.settle(row, None, WorkerLost(message))
+            row.settle(None, WorkerLost(message))
             return
         self._batcher.add_suspects([Batch(batch.key, [row], is_exclusive=True)])
 
@@ -187,7 +206,14 @@ class Dispatcher:
 def _fail_all(batch: Batch, error: BaseException) -> None:
     known = error if isinstance(error, OndolError) else DeviceError(f"the batch failed: {type(error).__name__}")
     for row in batch.rows:
-        row.work.settle(row, None, known)
+        row.settle(None, known)
+
+
+def _works_of(batch: Batch) -> list[Work]:
+    """The works of all rows, and of those that share their outputs, each once."""
+    works = {id(row.work): row.work for row in batch.rows}
+    works.update((id(twin.work), twin.work) for row in batch.rows if row.twins for twin in row.twins)
+    return list(works.values())
 
 
 def _as_bytes(rows: list[IntArray]) -> memoryview:

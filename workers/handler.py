@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +10,10 @@ from typing import TypeVar
 
 import structlog
 
+from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from ondol.broker.wake import WakeBus
-from ondol.contract.errors import AttemptError, DatabaseUnavailable, DeadlineExceeded, OndolError, UnknownJobKind
+from ondol.contract.errors import AttemptError, DatabaseUnavailable, OndolError, StaleAttempt, UnknownJobKind
 from ondol.contract.kinds import INFERENCE_KINDS, JobKind
 from ondol.control.ringer import Ringer
 from ondol.logs import log_context
@@ -26,17 +25,17 @@ from workers.batcher import Batcher
 from workers.claims import Claims
 from workers.import_job import ImportRunner
 from workers.in_flight import InFlight
-from workers.inference_task import Answer, InferenceTask, TaskRequest
+from workers.inference_task import TaskRequest
 from workers.model_library import ModelLibrary
+from workers.outcomes import Outcome, Prepared, failure_of, outcome_of
 from workers.rows import Work
 from workers.session import SessionKeeper
+from workers.sharding.payload import read_payload
+from workers.sharding.planner import PlannedShards, ShardPlanner
 from workers.tasks import prepare
 
 log = structlog.get_logger(__name__)
 
-MAX_INLINE_RESULT_BYTES = 1_000_000
-_FIRST_BACKOFF_S = 0.5
-_MAX_DOUBLINGS = 7
 _WAIT_SLICE_S = 0.5
 _RETRY_PAUSE_S = 0.3
 _STAGES = ("queue_wait", "load", "tokenize", "forward")
@@ -57,24 +56,26 @@ class HandlerDeps:
     ringer: Ringer
     wake: WakeBus
     blobs: ResultBlobs
+    inputs: InputBlobs
     importer: ImportRunner
+    planner: ShardPlanner
     stopping: threading.Event
     worker: str
     max_attempts: int
     metrics: WorkerMetrics
 
 
-Outcome = Completion | Failure
-Prepared = tuple[ClaimedJob, InferenceTask]
-
-
 @dataclass(slots=True)
 class _Record:
-    """What is to be written about the jobs of a message, all of one kind: ends, and jobs that go back to the queue."""
+    """What is to be written about the jobs of a message, all of one kind: ends, and jobs that go back to the queue.
+
+    `finishes`: the message, if these are the last of its jobs; it is forgotten in the same transaction.
+    """
 
     kind: JobKind
     outcomes: list[Outcome] = field(default_factory=list)
     unfinished: list[ClaimedJob] = field(default_factory=list)
+    finishes: str | None = None
 
 
 def handle(message_id: str, deps: HandlerDeps) -> None:
@@ -83,17 +84,21 @@ def handle(message_id: str, deps: HandlerDeps) -> None:
     if session_id is None:
         return  # no lease to claim under: the reconciler rings again
     claimed: list[ClaimedJob] = []
+    is_finished = False
     deps.claims.begin(message_id)
     with log_context(message_id=message_id, worker=deps.worker):
         try:
             if not deps.stopping.is_set():
                 claimed = _claim(message_id, session_id, deps)
-            if claimed:
-                with log_context(**_named(claimed)):
-                    _run_and_record(claimed, session_id, deps)
+            groups = _groups(claimed)
+            for group in groups:
+                record = _Record(group[0].kind, finishes=message_id if group is groups[-1] else None)
+                with log_context(**_named(group)):
+                    is_finished = _run_and_record(group, record, session_id, deps)
         finally:
             deps.claims.end(message_id, claimed)
-            _persist(lambda uow: uow.ringing.finish(message_id), session_id, deps)
+            if not is_finished:
+                _persist(lambda uow: uow.ringing.finish(message_id), session_id, deps)
             if not deps.stopping.is_set():
                 deps.ringer.ring_soon()
 
@@ -101,10 +106,17 @@ def handle(message_id: str, deps: HandlerDeps) -> None:
 def _claim(message_id: str, session_id: str, deps: HandlerDeps) -> list[ClaimedJob]:
     claimed = deps.database.write(lambda uow: uow.attempts.claim(message_id, session_id=session_id, worker=deps.worker))
     deps.claims.add(claimed)
-    deps.wake.wake([job.id for job in claimed])
+    deps.wake.wake([job.id for job in claimed], has_notices=False)
     if claimed:
         deps.metrics.attempts.claimed(claimed[0].kind, claimed[0].priority, len(claimed))
     return claimed
+
+
+def _groups(claimed: list[ClaimedJob]) -> list[list[ClaimedJob]]:
+    """What is run and recorded together. Reading a file takes long: nobody waits for it, and no file for another."""
+    runs = [job for job in claimed if job.input_file_id is None]
+    plans = [[job] for job in claimed if job.input_file_id is not None]
+    return [runs, *plans] if runs else plans
 
 
 def _named(claimed: list[ClaimedJob]) -> dict[str, object]:
@@ -114,10 +126,10 @@ def _named(claimed: list[ClaimedJob]) -> dict[str, object]:
     return {"kind": claimed[0].kind, "job_id": claimed[0].id, "attempt": claimed[0].attempt}
 
 
-def _run_and_record(claimed: list[ClaimedJob], session_id: str, deps: HandlerDeps) -> None:
-    record = _Record(claimed[0].kind)
+def _run_and_record(claimed: list[ClaimedJob], record: _Record, session_id: str, deps: HandlerDeps) -> bool:
+    """Run the jobs, or plan one; whether the message was finished with what was recorded."""
     prepared = [ready for job in claimed if (ready := _begin(job, record, session_id, deps)) is not None]
-    works = [task.work for _, task in prepared]
+    works = [ready.task.work for ready in prepared]
     deps.in_flight.add(works)
     try:
         deps.batcher.add(works)
@@ -125,15 +137,17 @@ def _run_and_record(claimed: list[ClaimedJob], session_id: str, deps: HandlerDep
     finally:
         deps.in_flight.remove(works)
     if deps.session.current() != session_id:
-        return  # the lease is lost: others own these jobs now
-    for job, task in prepared:
-        if not task.work.is_struck:
-            record.outcomes.append(_outcome(job, task, deps))
+        return False  # the lease is lost: others own these jobs now
+    del works
+    while prepared:  # outputs go when the bytes are made of them
+        ready = prepared.pop(0)
+        if not ready.task.work.is_struck:
+            record.outcomes.append(outcome_of(ready, deps.blobs))
         elif is_ending:
-            record.unfinished.append(job)
+            record.unfinished.append(ready.job)
         else:  # struck by whoever cancelled the job
-            deps.metrics.attempts.ended(job.kind, "cancelled")
-    _store(record, session_id, deps)
+            deps.metrics.attempts.ended(ready.job.kind, "cancelled")
+    return _store(record, session_id, deps)
 
 
 def _begin(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) -> Prepared | None:
@@ -146,8 +160,10 @@ def _begin_one(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerD
     try:
         if _must_end(session_id, deps):
             record.unfinished.append(job)
+        elif job.input_file_id is not None:
+            _plan(job, record, session_id, deps)
         elif job.kind in INFERENCE_KINDS:
-            return job, _prepare(job, deps)
+            return _prepare(job, deps)
         elif job.kind is not JobKind.IMPORT:
             raise UnknownJobKind(f"jobs of kind {job.kind} are not run by this worker", param="kind")
         elif not deps.importer.run(job, must_end=lambda: _must_end(session_id, deps)):
@@ -157,10 +173,10 @@ def _begin_one(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerD
     except DatabaseUnavailable:  # an outage is nobody's failure: no retry is counted for it
         record.unfinished.append(job)
     except OndolError as exc:
-        record.outcomes.append(_failure(job, exc))
+        record.outcomes.append(failure_of(job, exc))
     except Exception as exc:  # the handler's edge: a fault of ours fails this job, not its neighbours
         log.exception("attempt.crashed")
-        record.outcomes.append(_failure(job, AttemptError(f"internal error: {type(exc).__name__}")))
+        record.outcomes.append(failure_of(job, AttemptError(f"internal error: {type(exc).__name__}")))
     return None
 
 
@@ -169,26 +185,67 @@ def _must_end(session_id: str, deps: HandlerDeps) -> bool:
     return deps.stopping.is_set() or deps.session.current() != session_id
 
 
-def _prepare(job: ClaimedJob, deps: HandlerDeps) -> InferenceTask:
+def _prepare(job: ClaimedJob, deps: HandlerDeps) -> Prepared:
     assert job.version_id is not None
+    payload = read_payload(job, deps.inputs)
     request = TaskRequest(
         id=job.id,
         kind=job.kind,
         version_id=job.version_id,
         options=job.options,
-        inputs=json.loads(job.payload),
+        inputs=payload.inputs,
+        input_errors=payload.errors,
         priority=job.priority,
         deadline_at=job.deadline_at,
         is_alone=job.is_alone,
         num_losses=job.num_losses if job.is_alone else 0,
     )
-    return prepare(deps.library, request)
+    return Prepared(job, prepare(deps.library, request), payload.ids, frozenset(payload.errors))
+
+
+def _plan(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) -> None:
+    """Cut the job's file into shards and record them: the attempt has ended then, and the job runs as its shards."""
+    started_at = time.monotonic()
+    with deps.in_flight.planning(job.id) as is_struck:
+        planned = deps.planner.plan(job, must_end=lambda: is_struck() or _must_end(session_id, deps))
+        if planned is None and _must_end(session_id, deps):
+            record.unfinished.append(job)
+            return
+        if planned is None:  # struck by whoever cancelled the job
+            deps.metrics.attempts.ended(job.kind, "cancelled")
+            return
+    is_recorded = _persist(lambda uow: _record_shards(uow, job, planned, deps), session_id, deps)
+    if is_recorded is None:
+        return  # whether it was recorded before the lease was lost is not known here: the payloads must stay
+    if not is_recorded:
+        deps.planner.drop(planned)
+        raise StaleAttempt(f"the plan of {job.id} was overtaken; nothing is recorded")
+    deps.metrics.attempts.ended(job.kind, "planned")
+    log.info(
+        "job.planned",
+        num_inputs=planned.num_inputs,
+        num_refused=planned.num_refused,
+        num_shards=len(planned.shards),
+        took_s=round(time.monotonic() - started_at, 3),
+    )
+
+
+def _record_shards(uow: UnitOfWork, job: ClaimedJob, planned: PlannedShards, deps: HandlerDeps) -> bool:
+    is_recorded = uow.shards.record(
+        job.id,
+        job.attempt,
+        planned.shards,
+        num_inputs=planned.num_inputs,
+        estimated_tokens=planned.estimated_tokens,
+    )
+    uow.after_commit(lambda: deps.wake.wake([job.id]))
+    return is_recorded
 
 
 def _wait(works: list[Work], session_id: str, deps: HandlerDeps) -> bool:
     """Wait for all rows. True when the worker stops or the lease is lost first: what is not done is struck out."""
     for work in works:
-        while not work.done.wait(_WAIT_SLICE_S):
+        while not (work.is_over or work.done.wait(_WAIT_SLICE_S)):
             if _must_end(session_id, deps):
                 for open_work in works:
                     open_work.strike()
@@ -196,90 +253,22 @@ def _wait(works: list[Work], session_id: str, deps: HandlerDeps) -> bool:
     return False
 
 
-def _outcome(job: ClaimedJob, task: InferenceTask, deps: HandlerDeps) -> Outcome:
-    """How the job ended. Never raises: a job without an outcome would run for as long as the session lives."""
-    timings = _timings(job, task)
-    try:
-        found = task.answer()
-        error = _error_of(job, task, found)
-        if error is None:
-            return _completion(job, task, found, timings, deps)
-    except OndolError as exc:
-        error = exc
-    except Exception as exc:  # the handler's edge: a fault of ours fails this job, not its neighbours
-        log.exception("attempt.crashed", job_id=job.id, attempt=job.attempt)
-        error = AttemptError(f"internal error: {type(exc).__name__}")
-    return _failure(job, error, timings=timings, num_losses=task.work.num_new_losses)
+def _store(record: _Record, session_id: str, deps: HandlerDeps) -> bool:
+    """State and result in one transaction, all jobs of the message at once; then wake whoever waits.
 
-
-def _error_of(job: ClaimedJob, task: InferenceTask, found: Answer) -> OndolError | None:
-    """What fails the job as a whole: a missed deadline, or an error in each of its inputs."""
-    if job.deadline_at is not None and time.time() > job.deadline_at:
-        return DeadlineExceeded("the deadline passed before the job was done")
-    return found.errors[min(found.errors)] if len(found.errors) == task.num_inputs else None
-
-
-def _completion(
-    job: ClaimedJob,
-    task: InferenceTask,
-    found: Answer,
-    timings: dict[str, float],
-    deps: HandlerDeps,
-) -> Completion:
-    data = task.data(found)
-    is_large = len(data) > MAX_INLINE_RESULT_BYTES
-    blob_path = deps.blobs.write(job.id, job.attempt, data) if is_large else None
-    return Completion(
-        job_id=job.id,
-        attempt=job.attempt,
-        summary=task.summary(found),
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        tokens=found.num_tokens,
-        timings=timings,
-        data=None if is_large else data,
-        blob_path=blob_path,
-    )
-
-
-def _timings(job: ClaimedJob, task: InferenceTask) -> dict[str, float]:
-    return {
-        "queue_wait_s": round(max(0.0, job.claimed_at - job.created_at), 6),
-        "load_s": round(task.work.load_s, 6),
-        "tokenize_s": round(task.tokenize_s, 6),
-        "forward_s": round(task.work.forward_s, 6),
-        "store_s": 0.0,
-    }
-
-
-def _failure(
-    job: ClaimedJob, error: OndolError, *, timings: dict[str, float] | None = None, num_losses: int = 0
-) -> Failure:
-    """The failure; how many retries are left is decided in SQL, where they are counted."""
-    backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
-    return Failure(
-        job_id=job.id,
-        attempt=job.attempt,
-        error=error.as_dict(),
-        retry_after_s=backoff_s if error.retryable else None,
-        num_losses=num_losses,
-        timings=timings,
-    )
-
-
-def _store(record: _Record, session_id: str, deps: HandlerDeps) -> None:
-    """State and result in one transaction, all jobs of the message at once; then wake whoever waits."""
+    True when that transaction finished the message, too.
+    """
     if not record.outcomes and not record.unfinished:
-        return
+        return False
     started_at = time.monotonic()
     try:
         recorded = _write(record, session_id, deps)
     except Exception:  # the handler's edge: one result that SQL refuses must not keep its neighbours from ending
         log.exception("message.not_recorded", num_outcomes=len(record.outcomes))
         _store_one_by_one(record, session_id, deps)
-        return
+        return False
     if recorded is None:
-        return
+        return False
     store_s = time.monotonic() - started_at
     _count_stages(record.outcomes, store_s, deps)
     failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
@@ -293,6 +282,7 @@ def _store(record: _Record, session_id: str, deps: HandlerDeps) -> None:
     )
     for failure in failures:
         log.warning("attempt.failed", job_id=failure.job_id, attempt=failure.attempt, code=failure.error["code"])
+    return record.finishes is not None
 
 
 def _store_one_by_one(record: _Record, session_id: str, deps: HandlerDeps) -> None:
@@ -323,7 +313,9 @@ def _write_in(uow: UnitOfWork, record: _Record, deps: HandlerDeps) -> list[str]:
     recorded = uow.attempts.complete(completions, worker=deps.worker)
     recorded += uow.attempts.fail(failures, max_retries=deps.max_attempts - 1, worker=deps.worker)
     recorded += uow.attempts.hand_back([(job.id, job.attempt) for job in record.unfinished])
-    uow.after_commit(lambda: deps.wake.wake(recorded))
+    if record.finishes is not None:
+        uow.ringing.finish(record.finishes)  # behind what is handed back: that is rung again
+    uow.after_commit(lambda: deps.wake.wake(recorded, has_notices=uow.notices.num_added > 0))
     return recorded
 
 

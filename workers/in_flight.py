@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+from ondol.contract.ids import parent_of
 from ondol.contract.states import Priority
 from workers.rows import Work
 from workers.serving_gate import ServingGate
 
 
 class InFlight:
-    """Thread-safe register of works; `gate` is told how many of them are interactive."""
+    """Thread-safe register of works and plans; `gate` is told how many of them are interactive."""
 
     def __init__(self, gate: ServingGate) -> None:
         self._gate = gate
         self._works: dict[str, Work] = {}
+        self._plans: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
     def add(self, works: Iterable[Work]) -> None:
@@ -41,19 +44,40 @@ class InFlight:
         with self._lock:
             return any(work.key.model.key.startswith(f"{manifest_digest}:") for work in self._works.values())
 
-    def strike(self, ids: Sequence[str]) -> None:
-        """Strike out those of the ids that are here."""
+    @contextmanager
+    def planning(self, job_id: str) -> Iterator[Callable[[], bool]]:
+        """Inside the block the job's file is read here; what it gives says whether the job was struck out meanwhile."""
+        struck = threading.Event()
         with self._lock:
-            struck = [self._works[found] for found in ids if found in self._works]
-        for work in struck:
-            work.strike()
+            self._plans[job_id] = struck
+        try:
+            yield struck.is_set
+        finally:
+            with self._lock:
+                if self._plans.get(job_id) is struck:
+                    del self._plans[job_id]
+
+    def strike(self, ids: Sequence[str]) -> None:
+        """Strike out those of the ids that are here; a sharded job's id stands for its plan and all its shards."""
+        wanted = set(ids)
+        with self._lock:
+            works = [work for key, work in self._works.items() if key in wanted or parent_of(key) in wanted]
+            plans = [plan for job_id, plan in self._plans.items() if job_id in wanted]
+        _strike_all(works, plans)
 
     def strike_leased(self) -> None:
-        """Strike out the works of claimed jobs (the lease is lost). Calls need no lease: they are answered."""
+        """Strike out what belongs to claimed jobs (the lease is lost). Calls need no lease: they are answered."""
         with self._lock:
             works = [work for work in self._works.values() if work.needs_lease]
-        for work in works:
-            work.strike()
+            plans = list(self._plans.values())
+        _strike_all(works, plans)
+
+
+def _strike_all(works: Iterable[Work], plans: Iterable[threading.Event]) -> None:
+    for work in works:
+        work.strike()
+    for plan in plans:
+        plan.set()
 
 
 def _num_interactive(works: Iterable[Work]) -> int:

@@ -19,15 +19,14 @@ from workers.model_library import ServedVersion
 from workers.rows import BatchKey, DeviceModel, FloatArray, Row, Work
 from workers.texts import Tokenized, TokenRow
 
-ENGINE = "torch"
-
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
     """What is to be run, and how its rows stand in line.
 
     `id`: the job's or call's; `deadline_at`: seconds since the epoch; `is_alone`: nothing else may be on the device
-    meanwhile; `num_losses`: device processes that each of its rows has already taken along.
+    meanwhile; `num_losses`: device processes that each of its rows has already taken along; `input_errors`: inputs that
+    are reported with these errors and never run, whatever stands in their place.
     """
 
     id: str
@@ -39,6 +38,7 @@ class TaskRequest:
     deadline_at: float | None = None
     is_alone: bool = False
     num_losses: int = 0
+    input_errors: dict[int, OndolError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ class InferenceTask(ABC):
     def begin(self, request: TaskRequest, *, load_s: float, tokenize_s: float) -> None:
         """Make the work; `load_s` was spent on bringing the model here."""
         self.tokenize_s = tokenize_s
+        if request.input_errors:
+            self.refuse(request.input_errors)
         self.work = Work(
             id=request.id,
             key=self.key(),
@@ -87,6 +89,15 @@ class InferenceTask(ABC):
         )
         rows = self.tokenized.rows
         self.work.add_rows([_row(row, self.work, i, request.num_losses) for i, row in enumerate(rows)])
+
+    def refuse(self, errors: dict[int, OndolError]) -> None:
+        """Report these inputs with these errors; they have no rows from now on."""
+        tokenized = self.tokenized
+        tokenized.rows = [row for row in tokenized.rows if row.input_index not in errors]
+        tokenized.errors.update(errors)
+        for place in errors:
+            tokenized.tokens[place] = 0
+            tokenized.truncated[place] = False
 
     @abstractmethod
     def key(self) -> BatchKey:
@@ -108,7 +119,7 @@ class InferenceTask(ABC):
             "errors": {str(i): error.as_dict() for i, error in found.errors.items()},
             "model": self.ref,
             "dtype": self.model.dtype,
-            "engine": ENGINE,
+            "engine": self.work.engine,
             "num_tokens": found.num_tokens,
         }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from models_store.cache import LocalCache
+from models_store.file_blobs import FileBlobs
+from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from models_store.store import ModelStore
 from ondol.broker.call_worker import CallTaker, ReplySender
@@ -19,6 +23,7 @@ from ondol.broker.celery_app import queue_name
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import NotReady, OndolError
+from ondol.contract.frames import Header
 from ondol.contract.states import Priority
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
@@ -28,6 +33,7 @@ from ondol.settings import WorkerSettings, load_settings
 from ondol.sql.database import Database
 from workers.batcher import Batcher
 from workers.call_loop import CallLoop
+from workers.child_environment import log_environment
 from workers.claims import ClaimAudit, Claims
 from workers.consuming import consume
 from workers.device_keeper import DeviceKeeper, DeviceProgram
@@ -43,12 +49,15 @@ from workers.own_cores import keep_to_cores
 from workers.preload import Preloader
 from workers.serving_gate import ServingGate
 from workers.session import SessionKeeper, WorkerIdentity
+from workers.sharding.planner import ShardPlanner
 from workers.warm_models import WarmModels
 
 log = structlog.get_logger(__name__)
 
 _GIB = 1024**3
 _DEVICE_UP_LIMIT_S = 120.0
+_DEVICE_DOWN_LIMIT_S = 20.0
+"""Longer than a device process takes to start anew: then this worker has no device, and others run what it holds."""
 _CALL_BUDGETS = 16
 
 MakeProgram = Callable[[WorkerSettings, tuple[int, ...]], DeviceProgram]
@@ -68,13 +77,26 @@ def device_arguments(settings: WorkerSettings, cores: tuple[int, ...]) -> tuple[
         *("--threads", str(settings.threads or len(cores))),
         *("--memory-mb", str(memory_mb)),
         *("--batch-tokens", str(settings.resolved_max_batch_tokens())),
+        *(("--measure-budget",) if settings.max_batch_tokens is None else ()),
+        *("--engine", settings.engine, "--engine-cache", str(settings.data_dir / "openvino")),
     )
+
+
+def check_engine(settings: WorkerSettings) -> None:
+    """NotReady when the settings ask for an engine that cannot run here."""
+    if settings.engine != "openvino":
+        return
+    if settings.device.startswith("cuda:"):
+        raise NotReady(f"ONDOL_ENGINE=openvino runs on CPU devices only, not on {settings.device}; use auto or torch")
+    if importlib.util.find_spec("openvino") is None:
+        raise NotReady("ONDOL_ENGINE=openvino, but OpenVINO is not installed; run: pip install 'ondol[openvino]'")
 
 
 class WorkerProcess:
     """Builds every part of a worker, starts it, and takes it down in order."""
 
     def __init__(self, settings: WorkerSettings, make_program: MakeProgram) -> None:
+        check_engine(settings)
         self._settings = settings
         self._stopping = threading.Event()
         host = socket.gethostname()
@@ -94,9 +116,9 @@ class WorkerProcess:
         self._batcher = Batcher(max_batch_tokens=budget)
         self._gate = ServingGate(settings.run_dir / f"gate-{settings.device.replace(':', '')}")
         self._in_flight = InFlight(self._gate)
-        self._warm = WarmModels(self._batcher, on_change=self._renew_soon)
+        self._warm = WarmModels(self._batcher, on_change=self._renew_soon, on_switched=self._engine_switched)
         self._keeper = DeviceKeeper(
-            DeviceProgram(program.argv, program.environment, (*program.keep_fds, lock_fd)),
+            DeviceProgram(program.argv, program.environment | log_environment(settings), (*program.keep_fds, lock_fd)),
             forward_limit_s=settings.forward_limit_s,
             on_up=self._device_up,
             on_down=self._device_down,
@@ -114,15 +136,7 @@ class WorkerProcess:
         self._follower = self._make_follower()
         self._dispatcher = Dispatcher(self._batcher, self._keeper, on_ran=self._warm.ran, metrics=self._metrics.batches)
         self._host = host
-        self._calls = CallLoop(
-            taker=CallTaker(self._redis_url, self.name),
-            replies=ReplySender(self._redis_url),
-            library=self._library,
-            batcher=self._batcher,
-            in_flight=self._in_flight,
-            max_open_tokens=budget * _CALL_BUDGETS,
-            stages=self._metrics.stages,
-        )
+        self._calls = self._make_calls(budget)
         self._strikes = StrikeListener(self._redis_url, self._in_flight.strike)
         self._importer = ImportRunner(
             database=self._database,
@@ -131,7 +145,11 @@ class WorkerProcess:
             wake=self._wake,
             staging=settings.data_dir / "staging" / self.name,
         )
+        self._inputs = InputBlobs(settings.resolved_store_url())
+        self._planner = self._make_planner()
         self._claims = Claims()
+        self._device_down_at: float | None = None
+        self._memory_bytes: int | None = None
         self._session: SessionKeeper
 
     def run(self) -> int:
@@ -177,7 +195,9 @@ class WorkerProcess:
             ringer=self._ringer,
             wake=self._wake,
             blobs=ResultBlobs(self._settings.resolved_store_url()),
+            inputs=self._inputs,
             importer=self._importer,
+            planner=self._planner,
             stopping=self._stopping,
             worker=self.name,
             max_attempts=self._settings.max_attempts,
@@ -222,13 +242,36 @@ class WorkerProcess:
     def _device_up(self, ready: dict[str, Any]) -> None:
         self._library.device_kind = str(ready["device_kind"])
         self._library.device_dtypes = tuple(ready.get("dtypes") or ("float32",))
+        self._device_down_at = None
+        self._memory_bytes = int(ready.get("memory_bytes") or 0) or None
         self._preloader.device_up()
         self._metrics.device.device_up(ready)
 
     def _device_down(self) -> None:
+        self._device_down_at = self._device_down_at or time.monotonic()
         self._warm.clear()
         if not self._stopping.is_set():
             self._metrics.device.restarts.inc()
+
+    def _make_calls(self, budget: int) -> CallLoop:
+        return CallLoop(
+            taker=CallTaker(self._redis_url, self.name),
+            replies=ReplySender(self._redis_url),
+            library=self._library,
+            batcher=self._batcher,
+            in_flight=self._in_flight,
+            max_open_tokens=budget * _CALL_BUDGETS,
+            stages=self._metrics.stages,
+        )
+
+    def _make_planner(self) -> ShardPlanner:
+        return ShardPlanner(
+            database=self._database,
+            files=FileBlobs(self._settings.resolved_store_url()),
+            inputs=self._inputs,
+            staging=self._settings.data_dir / "planning" / self.name,
+            max_tokens=self._settings.message_tokens,
+        )
 
     def _make_follower(self) -> AliasFollower:
         return AliasFollower(
@@ -240,6 +283,11 @@ class WorkerProcess:
             preloader=self._preloader,
         )
 
+    def _has_device(self) -> bool:
+        """Whether a device process is there or starting; False when none has come up for long."""
+        down_at = self._device_down_at
+        return down_at is None or time.monotonic() - down_at < _DEVICE_DOWN_LIMIT_S
+
     def _make_session(self) -> SessionKeeper:
         identity = WorkerIdentity(
             worker=self.name,
@@ -247,6 +295,7 @@ class WorkerProcess:
             device_kind=self._library.device_kind,
             host=self._host,
             pid=os.getpid(),
+            memory_bytes=self._memory_bytes,
         )
         return SessionKeeper(
             self._database,
@@ -256,7 +305,11 @@ class WorkerProcess:
             is_ready=lambda: not self._stopping.is_set(),
             warm=self._warm.refs,
             on_lost=self._lease_lost,
+            has_device=self._has_device,
         )
+
+    def _engine_switched(self, key: str, switched: Header) -> None:
+        self._library.record_engine(key, switched)
 
     def _renew_soon(self) -> None:
         self._session.renew_soon()

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from models_store.cache import LocalCache
 from models_store.store import ModelStore
-from ondol.contract.errors import InvalidPayload, ModelStoreError
+from ondol.contract.errors import InvalidPayload, ModelStoreError, OndolError
 from ondol.contract.frames import Header
 from ondol.contract.model_spec import SPEC_FILE, ModelSpec, parse_model_spec
 from ondol.sql.database import Database
@@ -22,7 +22,7 @@ from ondol.sql.records import DtypeRecord, VersionRecord
 from workers.device_keeper import DeviceKeeper
 from workers.file_pins import FilePin, FilePins
 from workers.memory import resident_bytes
-from workers.rows import DeviceModel
+from workers.rows import DEFAULT_ENGINE, DeviceModel
 
 log = structlog.get_logger(__name__)
 
@@ -154,11 +154,29 @@ class ModelLibrary:
         return DtypeRecord(
             manifest_digest=digest,
             device_kind=str(header["device_kind"]),
-            engine="torch",
+            engine=DEFAULT_ENGINE,
             dtype=str(header["dtype"]),
             fidelity=header["fidelity"],
             is_packed=bool(header["is_packed"]),
         )
+
+    def record_engine(self, key: str, switched: Header) -> None:
+        """A model went over to another engine: record its fidelity there. Returns at once."""
+        found = DtypeRecord(
+            manifest_digest=key.partition(":")[0],
+            device_kind=self.device_kind,
+            engine=str(switched["engine"]),
+            dtype=key.partition(":")[2],
+            fidelity=switched["fidelity"],
+            is_packed=False,
+        )
+        threading.Thread(target=self._record, args=(found,), name="engine-recorder", daemon=True).start()
+
+    def _record(self, found: DtypeRecord) -> None:
+        try:
+            self._database.write(lambda uow: uow.models.record_dtype(found))
+        except OndolError as exc:  # a note for people; the next device process that goes over writes it again
+            log.warning("engine.not_recorded", engine=found.engine, reason=exc.message[:200])
 
     def _load_anew(self, version: ServedVersion, dtype: str, *, is_pinned: bool) -> None:
         """Ask the device even if it held the model before: it may have evicted it, or be another process by now."""

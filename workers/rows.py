@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ondol.contract.errors import OndolError
+from ondol.contract.errors import DeadlineExceeded, OndolError
 from ondol.contract.states import Priority
+
+CLASS_GRACE_S = {Priority.INTERACTIVE: 0.0, Priority.NORMAL: 1.0, Priority.BULK: 5.0}
+"""How long rows of a class stand behind those of the classes before it without a claim to a turn."""
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+DEFAULT_ENGINE = "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,10 @@ class BatchKey:
     pooling: tuple[str, ...] | None
     layer: int
 
+    def __hash__(self) -> int:
+        """Of what nearly always tells keys apart: taken for every work that is queued."""
+        return hash((self.model.key, self.task, self.pooling, self.layer))
+
     @property
     def is_by_token(self) -> bool:
         """Whether a row's output is one vector a token, [T, H], and not one a row, [H]."""
@@ -72,11 +81,31 @@ class Row:
     type_ids: IntArray | None = None
     num_losses: int = 0
     is_suspect: bool = False
+    twins: list[Row] = field(default_factory=list)
+    """Rows that ask for the very same and get this one's output (`workers.twins`)."""
+    is_twin: bool = False
+    is_in_line: bool = False
+    asked: Hashable = None
+    """Under what others find this row to share its computation; None: they cannot."""
 
     @property
     def num_tokens(self) -> int:
         """T."""
         return len(self.ids)
+
+    def settle(self, output: FloatArray | None, error: OndolError | None) -> None:
+        """Record the output or error here and at the twins; nobody may write to the output."""
+        self.work.settle(self, output, error)
+        for twin in self.twins:
+            twin.work.settle(twin, output, error)
+
+    def count_loss(self) -> None:
+        """The device process died while it ran this row alone: its twins have lost as much."""
+        self.num_losses += 1
+        self.is_suspect = True
+        for row in (self, *self.twins):
+            row.num_losses = self.num_losses
+            row.work.num_new_losses = max(row.work.num_new_losses, self.num_losses)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,14 +128,44 @@ class Work:
     errors: dict[int, OndolError] = field(default_factory=dict)
     forward_s: float = 0.0
     load_s: float = 0.0
+    engines: set[str] = field(default_factory=set)
+    """What computed its rows so far."""
     num_new_losses: int = 0
     enqueued_at: float = field(default_factory=time.monotonic)
+    virtual_start: float = field(init=False)
+    """Arrival plus the grace of the class."""
+    rank: int = field(init=False)
+    """0: the class that goes first."""
     started_at: float | None = None
-    done: threading.Event = field(default_factory=threading.Event)
     is_struck: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _num_open: int = 0
     _is_over: bool = False
+    _done: threading.Event | None = None
+
+    def __post_init__(self) -> None:
+        self.virtual_start = self.enqueued_at + CLASS_GRACE_S[self.priority]
+        self.rank = _RANKS[self.priority]
+
+    @property
+    def engine(self) -> str:
+        """The engine as results name it; two with a plus where the model went over to another one meanwhile."""
+        return "+".join(sorted(self.engines)) or DEFAULT_ENGINE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last row is settled, or it is struck out."""
+        return self._is_over
+
+    @property
+    def done(self) -> threading.Event:
+        """Set once the work is over. Made when somebody first asks: most works are over before that."""
+        with self._lock:
+            if self._done is None:
+                self._done = threading.Event()
+                if self._is_over:
+                    self._done.set()
+            return self._done
 
     def add_rows(self, rows: list[Row]) -> None:
         """Set the rows; each gets an output slot. A work without rows is done at once, and tells nobody."""
@@ -115,7 +174,6 @@ class Work:
         self._num_open = len(rows)
         if not rows:
             self._is_over = True
-            self.done.set()
 
     def settle(self, row: Row, output: FloatArray | None, error: OndolError | None) -> None:
         """Record a row's output or error; the first one counts. Thread-safe."""
@@ -141,7 +199,8 @@ class Work:
         self._finish()
 
     def _finish(self) -> None:
-        self.done.set()
+        if self._done is not None:
+            self._done.set()
         if self.on_done is not None:
             self.on_done(self)
 
@@ -162,3 +221,14 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens of all rows, without padding."""
         return sum(row.num_tokens for row in self.rows)
+
+
+def is_wanted(row: Row) -> bool:
+    """Whether anybody still waits for the row; one whose deadline has passed is settled with that error."""
+    work = row.work
+    if work.is_struck:
+        return False
+    if work.deadline_at is not None and time.time() > work.deadline_at:
+        work.settle(row, None, DeadlineExceeded("the deadline passed before the text reached the device"))
+        return False
+    return True

@@ -29,6 +29,7 @@ class WorkerIdentity:
     host: str
     pid: int
     role: str = INFER
+    memory_bytes: int | None = None
 
 
 class SessionKeeper:
@@ -39,6 +40,9 @@ class SessionKeeper:
 
     `current()` is the id under which work may be claimed and written now, or None. When the lease is lost, `on_lost`
     is called once; the process and its warm models stay, and a new session is opened when the database answers.
+
+    While `has_device` says no there is no session: what it held and what was rung for it is handed back, and runs
+    elsewhere.
     """
 
     def __init__(
@@ -52,7 +56,9 @@ class SessionKeeper:
         warm: Callable[[], list[str]],
         on_lost: Callable[[], None],
         may_be_late: bool = False,
+        has_device: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._has_device = has_device
         self._database = database
         self._identity = identity
         self._lease_s = lease_s
@@ -108,6 +114,9 @@ class SessionKeeper:
             self._renew_now.clear()
 
     def _open_or_renew(self, asked_at: float) -> None:
+        if not self._has_device():
+            self._stand_down()
+            return
         if self._session_id is None:
             self._session_id = self._open()
             log.info("session.opened", session_id=self._session_id, worker=self._identity.worker)
@@ -124,6 +133,13 @@ class SessionKeeper:
             self._lose("ended by the reconciler")
             self._renew_now.set()
 
+    def _stand_down(self) -> None:
+        """The device is gone for good or for long: others run what this worker holds."""
+        session_id = self._session_id
+        if session_id is not None:
+            self._lose("there is no device process")
+            self._database.write(lambda uow: uow.sessions.stop(session_id, reason="device_down"))
+
     def _open(self) -> str:
         who = self._identity
         return self._database.write(
@@ -135,6 +151,7 @@ class SessionKeeper:
                 pid=who.pid,
                 lease_s=self._lease_s,
                 role=who.role,
+                memory_bytes=who.memory_bytes,
             )
         )
 

@@ -108,12 +108,12 @@ def check_room(limit: int, num_specials: int) -> None:
 
 def no_token(index: int) -> InvalidPayload:
     """The error of an input of which nothing is left to run."""
-    return InvalidPayload(f"input {index} has no token", param=f"input[{index}]")
+    return InvalidPayload("the input has no token", param=f"input[{index}]")
 
 
 def too_long(index: int, num_tokens: int, limit: int) -> InputTooLong:
     """The error of an input that may not be cut."""
-    message = f"input {index} has {num_tokens} tokens, the model takes {limit}; "
+    message = f"the input has {num_tokens} tokens, the model takes {limit}; "
     return InputTooLong(message + "shorten it, or set truncate to right or left", param=f"input[{index}]")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ondol.contract.errors import OndolError
 from ondol.contract.payloads import TokenClassificationOptions
 from workers.entities import WORD_STRATEGIES, Entity, EntityReader, LabelledWindow, LabelTable, to_utf16
 from workers.inference_task import Answer, InferenceTask, present
@@ -49,6 +50,12 @@ class TokenClassificationTask(InferenceTask):
         labels = LabelTable.of(spec.labels, options.ignore_labels)
         self._reader = EntityReader(labels, options.aggregation_strategy, tokenizer, unknown_id)
         self._is_utf16 = options.offset_unit == "utf16"
+
+    def refuse(self, errors: dict[int, OndolError]) -> None:
+        """Report these inputs with these errors; they have neither rows nor windows from now on."""
+        rows = zip(self.tokenized.rows, self._windows, strict=True)
+        self._windows = [window for row, window in rows if row.input_index not in errors]
+        super().refuse(errors)
 
     def key(self) -> BatchKey:
         """All token classifications by the model share batches."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,14 @@ import structlog
 
 from api.intake.failures import exception_of, exception_of_record
 from api.intake.results import ProducerResults
+from api.result_parts import ResultPart, read_parts_here, whole_part
+from api.result_writers import ResultFacts, make_writer, write_pieces
 from api.stored_items import JSON
 from api.stored_results import STORED, plain_result, stored_bytes
+from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from ondol.broker.wake import WAKE_CHANNEL, HintListener
 from ondol.contract.errors import BrokerUnavailable, DatabaseUnavailable, ModelStoreError, OndolError
-from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
 from ondol.metrics.jobs import NoticeMetrics
 from ondol.sql.database import Database
@@ -57,6 +59,7 @@ class Answerer:
         *,
         database: Database,
         blobs: ResultBlobs,
+        inputs: InputBlobs,
         results: ProducerResults,
         redis_url: str,
         limits: AnswerLimits,
@@ -65,6 +68,7 @@ class Answerer:
         self._metrics = metrics
         self._database = database
         self._blobs = blobs
+        self._inputs = inputs
         self._results = results
         self._limits = limits
         self._wanted = threading.Event()
@@ -161,17 +165,22 @@ class Answerer:
 
     def _result(self, job: JobRecord, record: ResultRecord) -> Any:
         """The result as `GET /v1/jobs/{id}/result` gives it, or a reference to that if it is too large."""
-        whole = self._whole(job.kind, record) if record.size_bytes <= self._limits.max_bytes else None
+        whole = self._whole(job, record) if record.size_bytes <= self._limits.max_bytes else None
         if whole is not None and len(whole) <= self._limits.max_bytes:
             return orjson.loads(whole)
         url = f"{self._limits.api_url}/v1/jobs/{job.id}/result"
         return {"object": "job.result_reference", "job": job.id, "result_url": url}
 
-    def _whole(self, kind: JobKind, record: ResultRecord) -> bytes:
-        if kind not in STORED:
-            return orjson.dumps(plain_result(kind, record))
-        stored = STORED[kind].read(record.summary, stored_bytes(self._blobs, record))
-        return b"".join(stored.pieces(JSON))
+    def _whole(self, job: JobRecord, record: ResultRecord) -> bytes:
+        if job.kind not in STORED:
+            return orjson.dumps(plain_result(job.kind, record))
+        parts: Iterable[ResultPart]
+        if job.is_sharded:
+            parts = read_parts_here(self._database, self._blobs, self._inputs, job)
+        else:
+            parts = [whole_part(STORED[job.kind].read(record.summary, stored_bytes(self._blobs, record)))]
+        writer = make_writer(JSON, ResultFacts(job.kind, job.num_inputs, job.model_ref, record.summary, None))
+        return b"".join(write_pieces(writer, parts))
 
 
 def where(error: BaseException) -> Sequence[str]:

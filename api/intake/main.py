@@ -20,6 +20,7 @@ from api.intake.node import IntakeConsumer, Node
 from api.intake.receiving import IntakeServices, Receiver
 from api.intake.results import ProducerResults
 from api.model_lookup import ModelLookup
+from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from ondol.broker.celery_app import PRODUCER_QUEUES, make_intake_app
 from ondol.broker.publisher import Publisher
@@ -77,6 +78,7 @@ class IntakeProcess:
         self._answerer = Answerer(
             database=self._database,
             blobs=ResultBlobs(settings.resolved_store_url()),
+            inputs=InputBlobs(settings.resolved_store_url()),
             results=self._results,
             redis_url=redis_url,
             limits=AnswerLimits(

@@ -18,11 +18,17 @@ from redis.exceptions import RedisError
 
 from ondol.broker.connection import connect, connect_async
 from ondol.broker.ending import end_tasks
+from ondol.contract.ids import parent_of
 
 WAKE_CHANNEL = "ondol:wake"
 STRIKE_CHANNEL = "ondol:strike"
 ALIAS_CHANNEL = "ondol:aliases"
+_NO_NOTICES = "-"
+"""Stands before the ids of a hint that concerns nobody but those who wait for these very jobs."""
 _MAX_GROUP = 2_000
+
+_Hint = tuple[str, bool]
+"""A channel, and whether notices may have been written."""
 
 log = structlog.get_logger(__name__)
 
@@ -32,23 +38,27 @@ class WakeBus:
 
     def __init__(self, redis_url: str) -> None:
         self._client = connect(redis_url)
-        self._queue: queue.SimpleQueue[tuple[str, list[str]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[_Hint, list[str]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="wake-bus", daemon=True)
         self._thread.start()
 
-    def wake(self, job_ids: Sequence[str]) -> None:
-        """Tell waiting clients that these jobs have moved."""
+    def wake(self, job_ids: Sequence[str], *, has_notices: bool = True) -> None:
+        """Tell waiting clients that these jobs have moved; a shard's move is its job's.
+
+        `has_notices`: some end among them may have to be told outside; whoever delivers that looks.
+        """
         if job_ids:
-            self._queue.put((WAKE_CHANNEL, list(job_ids)))
+            ids = list(dict.fromkeys(parent_of(job_id) or job_id for job_id in job_ids))
+            self._queue.put(((WAKE_CHANNEL, has_notices), ids))
 
     def strike(self, ids: Sequence[str]) -> None:
         """Tell workers that these jobs or calls are no longer wanted."""
         if ids:
-            self._queue.put((STRIKE_CHANNEL, list(ids)))
+            self._queue.put(((STRIKE_CHANNEL, True), list(ids)))
 
     def alias_moved(self) -> None:
         """Tell workers that an alias points elsewhere; call it once the move is committed."""
-        self._queue.put((ALIAS_CHANNEL, []))
+        self._queue.put(((ALIAS_CHANNEL, True), []))
 
     def close(self) -> None:
         """Send what waits, then stop."""
@@ -59,14 +69,14 @@ class WakeBus:
     def _loop(self) -> None:
         while True:
             item = self._queue.get()
-            grouped: dict[str, list[str]] = {}
+            grouped: dict[_Hint, list[str]] = {}
             is_last = False
             while True:
                 if item is None:
                     is_last = True
                     break
-                channel, ids = item
-                grouped.setdefault(channel, []).extend(ids)
+                hint, ids = item
+                grouped.setdefault(hint, []).extend(ids)
                 if sum(map(len, grouped.values())) >= _MAX_GROUP:
                     break
                 try:
@@ -77,10 +87,10 @@ class WakeBus:
             if is_last:
                 return
 
-    def _publish(self, grouped: dict[str, list[str]]) -> None:
-        for channel, ids in grouped.items():
+    def _publish(self, grouped: dict[_Hint, list[str]]) -> None:
+        for (channel, has_notices), ids in grouped.items():
             try:
-                self._client.publish(channel, json.dumps(ids))
+                self._client.publish(channel, json.dumps(ids if has_notices else [_NO_NOTICES, *ids]))
             except (RedisError, OSError) as exc:
                 log.debug("wake.not_sent", channel=channel, reason=str(exc)[:200])
 
@@ -124,7 +134,7 @@ class WakeListener:
 
     @contextlib.contextmanager
     def watch_all(self) -> Iterator[asyncio.Event]:
-        """An event that is set whenever a hint for any job comes."""
+        """An event that is set whenever a hint comes that some end may have to be told outside."""
         event = asyncio.Event()
         self._on_any.add(event)
         try:
@@ -147,8 +157,9 @@ class WakeListener:
                 await asyncio.sleep(0.5)
 
     def _notify(self, job_ids: Sequence[str]) -> None:
-        for event in self._on_any:
-            event.set()
+        if not (job_ids and job_ids[0] == _NO_NOTICES):
+            for event in self._on_any:
+                event.set()
         for job_id in job_ids:
             for event in self._waiting.get(job_id, ()):
                 event.set()

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from ondol.cli import completion
+from ondol.cli.bulk import Columns, IdColumn, PairColumn, TextColumn, file_request, is_table, run_table
 from ondol.cli.connection import open_client
-from ondol.cli.options import Output
+from ondol.cli.options import Output, ResultFormat, format_for
 from ondol.cli.output import print_table, write_text
 from ondol.cli.texts import File, Texts, read_texts, report_errors
 from ondol.client.labels import Entity, LabelScore, PartialResults
@@ -29,6 +31,14 @@ Model = Annotated[
 ]
 AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one line of JSON an input.")]
 AsJob = Annotated[bool, typer.Option("--job", help="Run as a durable job even if it is small.")]
+FileFormat = Annotated[
+    ResultFormat | None,
+    typer.Option(
+        "--format",
+        help="Of a file with columns: how to write the result; else it is always JSON lines.",
+        show_default=False,
+    ),
+]
 _MAX_SHOWN_CHARS = 80
 
 
@@ -55,6 +65,9 @@ def classify(
     model: Model,
     texts: Texts = None,
     file: File = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    id_column: IdColumn = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", "-k", min=1, help="Only so many labels a text.", show_default=False)
     ] = None,
@@ -65,14 +78,28 @@ def classify(
         Function | None, typer.Option(help="Applied to logits; the model's own by default.", show_default=False)
     ] = None,
     truncate: Annotated[str | None, typer.Option(help="right, left or error.", show_default=False)] = None,
+    output_format: FileFormat = None,
     output: Output = None,
     as_job: AsJob = False,
     as_json: AsJsonLines = False,
 ) -> int:
-    """Classify texts: labels with scores, best first. Many texts become durable jobs by themselves.
+    """Classify texts: labels with scores, best first. Many texts, and files with columns, become one durable job.
 
     Example: ondol classify "the floor stays warm all night" --model sentiment@production --top-k 1
+
+    Example: ondol classify --file reviews.parquet --model sentiment --id-column id --output labels.jsonl
     """
+    options: dict[str, Any] = {
+        "top_k": top_k,
+        "threshold": threshold,
+        "function_to_apply": function.value if function else None,
+        "truncate": truncate,
+    }
+    columns = Columns(text_column, id_column, text_pair_column)
+    if not texts and file is not None and is_table(file, columns):
+        request = file_request("text-classification", model, options, columns)
+        with open_client(ctx) as client:
+            return run_table(client, request, file, output, _file_format(output_format, output))
     chosen = read_texts(texts or [], file, to="classify")
     with open_client(ctx) as client:
         outcome = client.classify(
@@ -81,10 +108,7 @@ def classify(
             errors="return",
             progress=_shows_progress(chosen, as_job),
             as_job=as_job,
-            top_k=top_k,
-            threshold=threshold,
-            function_to_apply=function.value if function else None,
-            truncate=truncate,
+            **options,
         )
     if as_json or output is not None:
         write_text(_lines(outcome, _label_json), output)
@@ -98,18 +122,29 @@ def tag(
     model: Model,
     texts: Texts = None,
     file: File = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
     aggregation: Annotated[Aggregation, typer.Option(help="How tokens become entities.")] = Aggregation.SIMPLE,
     stride: Annotated[
         int | None, typer.Option(min=0, help="Tokens that windows of a long text share.", show_default=False)
     ] = None,
+    output_format: FileFormat = None,
     output: Output = None,
     as_job: AsJob = False,
     as_json: AsJsonLines = False,
 ) -> int:
-    """Find the entities in texts. Texts are never cut; many become durable jobs by themselves.
+    """Find the entities in texts, which are never cut. Many texts, and files with columns, become one durable job.
 
     Example: ondol tag "Ada Lovelace lived in London" --model entities
+
+    Example: ondol tag --file letters.jsonl --model entities --text-column body --output entities.jsonl
     """
+    options: dict[str, Any] = {"aggregation_strategy": aggregation.value, "stride": stride}
+    columns = Columns(text_column, id_column)
+    if not texts and file is not None and is_table(file, columns):
+        request = file_request("token-classification", model, options, columns)
+        with open_client(ctx) as client:
+            return run_table(client, request, file, output, _file_format(output_format, output))
     chosen = read_texts(texts or [], file, to="tag")
     with open_client(ctx) as client:
         outcome = client.tag(
@@ -118,8 +153,7 @@ def tag(
             errors="return",
             progress=_shows_progress(chosen, as_job),
             as_job=as_job,
-            aggregation_strategy=aggregation.value,
-            stride=stride,
+            **options,
         )
     if as_json or output is not None:
         is_grouped = aggregation is not Aggregation.NONE
@@ -127,6 +161,10 @@ def tag(
     else:
         print_table(("TEXT", "ENTITY", "WORD", "START", "END", "SCORE"), _rows(chosen, outcome, _entity_row))
     return report_errors(outcome.errors)
+
+
+def _file_format(asked: ResultFormat | None, output: Path | None) -> ResultFormat:
+    return format_for(asked, output, default=ResultFormat.JSONL)
 
 
 def _print_labels(texts: Sequence[str], outcome: PartialResults[list[LabelScore]]) -> None:

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from ondol.cli import exits
+from ondol.cli.bulk import write_result
 from ondol.cli.connection import open_client
-from ondol.cli.options import AsJson, JobIdArgument, Output, ResultFormat
+from ondol.cli.options import LINES, AsJson, Format, JobIdArgument, Output, ResultFormat, format_for
 from ondol.cli.output import (
     local_time,
-    npy_bytes,
     print_json,
     print_json_line,
     print_pairs,
     print_table,
     seconds,
-    write_bytes,
     write_text,
 )
 from ondol.cli.watching import event_line, watch
@@ -81,24 +81,23 @@ def watch_job(ctx: typer.Context, job_id: JobIdArgument, as_json: AsJson = False
 def show_result(
     ctx: typer.Context,
     job_id: JobIdArgument,
-    result_format: Annotated[ResultFormat, typer.Option("--format", help="How to write it.")] = ResultFormat.JSON,
+    result_format: Format = None,
     output: Output = None,
     as_json: AsJson = False,
-) -> None:
-    """Print or save the result of a job that has ended.
+) -> int:
+    """Print or save the result of a job that has ended, streamed; of a cancelled bulk job it is what was done.
 
     Example: ondol jobs result job_01k9zv6t0m3x5r7c2b8d4f6g1h --format npy --output vectors.npy
+
+    Example: ondol jobs result job_01k9zv6t0m3x5r7c2b8d4f6g1h --output labels.parquet
     """
+    wanted = ResultFormat.JSON if as_json else format_for(result_format, output, default=ResultFormat.JSON)
     with open_client(ctx) as client:
-        if result_format is ResultFormat.NPY and not as_json:
-            write_bytes(npy_bytes(client.jobs.vectors(job_id)), output)
-            return
-        raw = client.jobs.result(job_id).raw
-    if result_format is ResultFormat.NDJSON and not as_json:
-        lines = (json.dumps(item, ensure_ascii=False) for item in raw.get("data", [raw]))
-        write_text("".join(f"{line}\n" for line in lines), output)
-    else:
-        write_text(json.dumps(raw, ensure_ascii=False) + "\n", output)
+        job = client.jobs.get(job_id)
+        if wanted in LINES and job.kind in (JobKind.FINE_TUNE, JobKind.IMPORT):  # one object, which is one line
+            write_text(json.dumps(client.jobs.result(job_id).raw, ensure_ascii=False) + "\n", output)
+            return exits.DONE
+        return write_result(client, job, output, wanted)
 
 
 @app.command("events")

@@ -20,8 +20,28 @@ Output = Annotated[
 
 
 class ResultFormat(StrEnum):
-    """How vectors are written."""
+    """How results are written."""
 
     JSON = "json"
     NDJSON = "ndjson"
+    JSONL = "jsonl"
     NPY = "npy"
+    PARQUET = "parquet"
+
+
+Format = Annotated[
+    ResultFormat | None,
+    typer.Option("--format", help="How to write the result; by default what the output's name ends in, else JSON."),
+]
+LINES = frozenset({ResultFormat.NDJSON, ResultFormat.JSONL})
+"""Two names of one format."""
+BINARY = frozenset({ResultFormat.NPY, ResultFormat.PARQUET})
+"""Formats that no terminal shows."""
+
+
+def format_for(asked: ResultFormat | None, output: Path | None, *, default: ResultFormat) -> ResultFormat:
+    """The format asked for, else the one that the output's name ends in, else the default."""
+    if asked is not None:
+        return asked
+    suffix = "" if output is None else output.suffix.lower().removeprefix(".")
+    return ResultFormat(suffix) if suffix in set(ResultFormat) else default

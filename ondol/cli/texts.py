@@ -13,13 +13,18 @@ from ondol.cli import exits
 from ondol.client.errors import ItemError
 from ondol.contract.errors import InvalidPayload
 
-_STDIN = "-"
+_MOST_LINES = 20
+STDIN = "-"
+"""Names standard input."""
 
 Texts = Annotated[
     list[str] | None, typer.Argument(help="Texts, or - for standard input.", show_default=False, metavar="TEXT")
 ]
 File = Annotated[
-    Path | None, typer.Option("--file", "-f", help="UTF-8 file, one text a line; - is stdin.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--file", "-f", help="One text a line, or .csv, .tsv, .jsonl, .json, .parquet; - is stdin.", show_default=False
+    ),
 ]
 
 
@@ -27,7 +32,7 @@ def read_texts(texts: list[str], file: Path | None, *, to: str) -> list[str]:
     """The texts given, or those of the file, one a line; InvalidPayload says what to give. `to`: the command."""
     if file is not None and texts:
         raise InvalidPayload("give texts or --file, not both")
-    if str(file) == _STDIN or texts == [_STDIN]:
+    if str(file) == STDIN or texts == [STDIN]:
         return _lines(sys.stdin.buffer.read(), "standard input")
     if file is not None:
         return _lines(_read(file), str(file))
@@ -39,9 +44,11 @@ def read_texts(texts: list[str], file: Path | None, *, to: str) -> list[str]:
 
 
 def report_errors(errors: Mapping[int, ItemError]) -> int:
-    """The exit code, after one line on stderr for each input that failed."""
-    for index, error in sorted(errors.items()):
+    """The exit code, after a line on stderr for each input that failed, of very many for the first ones."""
+    for index, error in sorted(errors.items())[:_MOST_LINES]:
         exits.fail(f"input[{index}]: {error.code}: {error.message}", exits.JOB_FAILED)
+    if len(errors) > _MOST_LINES:
+        exits.fail(f"{len(errors) - _MOST_LINES} other inputs failed, too", exits.JOB_FAILED)
     return exits.JOB_FAILED if errors else exits.DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -21,7 +21,7 @@ from ondol.client.errors import ItemErrors
 from ondol.client.event_stream import EventStream
 from ondol.client.fine_tune_flow import Envelope, Source, fine_tune_request
 from ondol.client.flow import Answer, Effect, Flow, Pause, Request, Sink
-from ondol.client.http import build_request, connect_options, to_answer, translate
+from ondol.client.http import broken_off, build_request, connect_options, to_answer, translate
 from ondol.client.progress import reporting
 from ondol.client.records import JobEvent
 from ondol.client.retry import RetryPolicy
@@ -81,7 +81,7 @@ class AsyncOndol(AsyncLabelCalls):
     @overload
     async def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["raise"] = "raise",
@@ -94,7 +94,7 @@ class AsyncOndol(AsyncLabelCalls):
     @overload
     async def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["return"],
@@ -106,7 +106,7 @@ class AsyncOndol(AsyncLabelCalls):
 
     async def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
@@ -243,5 +243,7 @@ class AsyncOndol(AsyncLabelCalls):
             async for piece in response.aiter_bytes():
                 await asyncio.to_thread(sink.write, piece)
             return Answer(response.status_code, response.headers, b"")
+        except httpx.TransportError as exc:
+            raise broken_off(exc, self.base_url) from exc
         finally:
             await response.aclose()

@@ -6,11 +6,14 @@ import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ondol.client import job_flows, training_flows, webhook_flows
 from ondol.client.errors import ItemError, ItemErrors, JobFailed
 from ondol.client.event_stream import EventStream
+from ondol.client.file_job_flow import submit_file_job
+from ondol.client.file_transfer import appearing_file, local_path
 from ondol.client.progress import ProgressReport, reporting
 from ondol.client.records import JobEvent, JobFields, JobRequest, JobResult, parse_job
 from ondol.client.training_flows import Checkpoint
@@ -61,6 +64,17 @@ class AsyncJob(JobFields):
     async def vectors(self) -> Vectors:
         """Float32 [N, H] of an embedding job; waits for it. ItemErrors (with NaN rows) if inputs failed."""
         return await self._client.jobs.vectors((await self._succeeded()).id)
+
+    async def download(self, path: str | Path, format: str | None = None) -> Path:
+        """The result in the local file `path`, which appears whole or not at all; waits for it.
+
+        `format`: parquet, npy (embeddings without item errors), jsonl or json; by default what the name ends in. It is
+        streamed, of any size. Of a cancelled bulk job it is what was done.
+        """
+        wanted = job_flows.format_of(path, format)
+        if not self.has_ended:
+            await self.wait()
+        return await self._client.jobs.download(self.id, path, wanted)
 
     async def cancel(self) -> AsyncJob:
         """This job, cancelled; StateConflict if it had ended before."""
@@ -116,7 +130,9 @@ class AsyncJobs:
         self,
         kind: str,
         *,
-        input: object,
+        input: object = None,
+        input_file: str | Path | None = None,
+        input_columns: Mapping[str, str] | None = None,
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
         priority: str | None = None,
@@ -128,10 +144,25 @@ class AsyncJobs:
     ) -> AsyncJob:
         """The accepted job. Every try carries one Idempotency-Key (a fresh one by default), so it is accepted once.
 
-        `webhook` is a URL that is told, by a signed POST, how the job ended.
+        `input_file`, in place of `input`, is the id of an uploaded file or a local path (.csv, .tsv, .jsonl, .json,
+        .parquet, or .txt with one text a line), which is uploaded and kept for a week; `input_columns` says which of
+        its columns are `text`, `text_pair` and `id`. `webhook` is a URL that is told, by a signed POST, how the job
+        ended.
         """
-        request = JobRequest(kind, input, model, options or {}, priority, deadline_s, not_before, metadata, webhook)
-        return await self.submit(request, idempotency_key=idempotency_key)
+        request = JobRequest(
+            kind,
+            input,
+            model,
+            options or {},
+            priority,
+            deadline_s,
+            not_before,
+            metadata,
+            webhook,
+            input_columns=input_columns,
+        )
+        flow = submit_file_job(request, input_file, self._client.policy, idempotency_key=idempotency_key)
+        return AsyncJob(self._client, await self._client.run(flow))
 
     async def submit(self, request: JobRequest, *, idempotency_key: str | None = None) -> AsyncJob:
         """Like `create`, for a request made before."""
@@ -208,6 +239,13 @@ class AsyncJobs:
         if failed:
             raise ItemErrors(failed, partial=vectors)
         return vectors
+
+    async def download(self, job_id: str, path: str | Path, format: str | None = None) -> Path:
+        """The result of an ended job in the local file `path`, streamed; formats as for `Job.download`."""
+        wanted = job_flows.format_of(path, format)
+        with appearing_file(path) as sink:
+            await self._client.run(job_flows.save_result(job_id, wanted, sink, self._client.policy))
+        return local_path(path)
 
     def events(self, job_id: str, *, after_seq: int = 0) -> AsyncIterator[JobEvent]:
         """Events as they happen, from the one after `after_seq` until the job ends; survives lost connections."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, overload
 
 from ondol.client import classify_flow
@@ -41,7 +41,7 @@ class AsyncLabelCalls(ABC):
     @overload
     async def classify(
         self,
-        inputs: Sequence[str | Pair],
+        inputs: Iterable[str | Pair],
         *,
         model: str,
         errors: Literal["raise"] = "raise",
@@ -54,7 +54,7 @@ class AsyncLabelCalls(ABC):
     @overload
     async def classify(
         self,
-        inputs: str | Mapping[str, str] | Sequence[str | Pair],
+        inputs: str | Mapping[str, str] | Iterable[str | Pair],
         *,
         model: str,
         errors: Literal["return"],
@@ -66,7 +66,7 @@ class AsyncLabelCalls(ABC):
 
     async def classify(
         self,
-        inputs: str | Mapping[str, str] | Sequence[str | Pair],
+        inputs: str | Mapping[str, str] | Iterable[str | Pair],
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
@@ -97,7 +97,7 @@ class AsyncLabelCalls(ABC):
     @overload
     async def tag(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         model: str,
         errors: Literal["raise"] = "raise",
@@ -110,7 +110,7 @@ class AsyncLabelCalls(ABC):
     @overload
     async def tag(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["return"],
@@ -122,7 +122,7 @@ class AsyncLabelCalls(ABC):
 
     async def tag(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",

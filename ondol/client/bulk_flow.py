@@ -1,63 +1,68 @@
-"""The way of inputs of any inference kind: one call for a few short ones, durable jobs for more."""
+"""The way of inputs of any inference kind: one call for a few short ones, one durable job for any number.
+
+What one request's body cannot carry is sent as a file, which the server cuts into shards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from ondol.client.errors import JobFailed, OndolAPIError
+from ondol.client.file_flows import delete_file, put_file
+from ondol.client.file_transfer import InputsUpload
 from ondol.client.flow import INTERRUPTIONS, Flow
+from ondol.client.inputs import Inputs
 from ondol.client.job_flows import OnProgress, OnUpdate, cancel_job, submit_job, wait_for_job
 from ondol.client.records import JobFields, JobRequest
 from ondol.client.retry import RetryPolicy
-from ondol.contract.errors import OndolError
+from ondol.contract.errors import InvalidPayload, OndolError
 
 MAX_CALL_TEXTS = 64
 MAX_CALL_BYTES = 64 * 1024
-MAX_JOB_TEXTS = 4_000
-MAX_WATCHED_JOB_TEXTS = 500
-"""Where somebody watches: a job is done as a whole, so that smaller ones show more of how it goes."""
-MAX_JOB_BYTES = 4 * 1024 * 1024
+FILE_LIFE_S = 7 * 86_400
+"""When the server forgets a file of inputs by itself, should nobody live to delete it."""
+_TOO_LARGE = 413
 
 T = TypeVar("T")
-Input = str | dict[str, str]
-"""A text, or `{"text", "text_pair"}`."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkRequest:
     """What to run, of which kind, with which model and options; `as_job` forces the durable way.
 
-    `call_options` are those that the kind's call knows; with others the inputs go as jobs, which refuse them by name.
+    `call_options` are those that the kind's call knows; with others the inputs go as a job, which refuses them by name.
+    `job_options` are added where they go as a job.
     """
 
     kind: str
-    inputs: tuple[Input, ...]
+    inputs: Inputs
     model: str
     call_options: frozenset[str]
     options: Mapping[str, Any] = field(default_factory=dict)
     as_job: bool = False
     priority: str | None = None
+    job_options: Mapping[str, Any] = field(default_factory=dict)
 
     def is_call(self) -> bool:
         """Whether this is small enough, and asks for nothing but what a call can do."""
-        if (
-            self.as_job
-            or self.priority
-            or len(self.inputs) > MAX_CALL_TEXTS
-            or not self.call_options.issuperset(self.options)
-        ):
-            return False
-        return sum(_size_bytes(item) for item in self.inputs) <= MAX_CALL_BYTES
+        return (
+            not (self.as_job or self.priority)
+            and self.inputs.is_whole
+            and len(self.inputs.held) <= MAX_CALL_TEXTS
+            and self.inputs.num_bytes <= MAX_CALL_BYTES
+            and self.call_options.issuperset(self.options)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Ways(Generic[T]):
-    """A kind's two ways to a T in input order: `call`, all or nothing, and `collect` from jobs that succeeded."""
+    """A kind's two ways to a T in input order: `call`, all or nothing, and `collect` from a job that succeeded."""
 
     call: Callable[[BulkRequest, RetryPolicy], Flow[T]]
-    collect: Callable[[Sequence[JobFields], RetryPolicy], Flow[T]]
+    collect: Callable[[JobFields, RetryPolicy], Flow[T]]
 
 
 def run_inputs(
@@ -65,80 +70,90 @@ def run_inputs(
 ) -> Flow[T]:
     """What `ways` give for the inputs.
 
-    A call is all or nothing: when it refuses one input, the inputs go as a job, which treats each alone.
+    A call is all or nothing: when it refuses one input, the inputs go as a job, which treats each alone. When anything
+    goes wrong with a job, or somebody interrupts, it is cancelled and the file that was sent for it is deleted.
     """
     if request.is_call():
         try:
             return (yield from ways.call(request, policy))
         except OndolAPIError as error:
-            if error.status != 400 or error.input_index is None or len(request.inputs) == 1:
+            if error.status != 400 or error.input_index is None or len(request.inputs.held) == 1:
                 raise
-    return (yield from _run_as_jobs(request, ways, policy, on_progress))
-
-
-def job_requests(request: BulkRequest, *, max_texts: int = MAX_JOB_TEXTS) -> list[JobRequest]:
-    """The jobs that `request` becomes: at most `max_texts` inputs and about 4 MiB each, in order."""
-    return [
-        JobRequest(request.kind, list(part), request.model, request.options, request.priority)
-        for part in _cut(request.inputs, max_texts)
-    ]
-
-
-def _run_as_jobs(request: BulkRequest, ways: Ways[T], policy: RetryPolicy, on_progress: OnProgress | None) -> Flow[T]:
-    jobs: list[JobFields] = []
+    work = _Work(request)
     try:
-        for part in job_requests(request, max_texts=MAX_WATCHED_JOB_TEXTS if on_progress else MAX_JOB_TEXTS):
-            jobs.append((yield from submit_job(part, policy)))
-        counter = _Counter(jobs, len(request.inputs), on_progress) if on_progress else None
-        yield from _wait_for_all(jobs, policy, counter)
-        return (yield from ways.collect(jobs, policy))
+        yield from work.submit(policy)
+        outcome = yield from ways.collect((yield from work.wait(policy, on_progress)), policy)
     except (OndolError, *INTERRUPTIONS):
-        yield from _cancel_all(jobs, replace(policy, max_retries=0))
+        yield from work.take_back(replace(policy, max_retries=0))
         raise
+    yield from work.forget_file(policy)
+    return outcome
 
 
-def _wait_for_all(jobs: Sequence[JobFields], policy: RetryPolicy, on_update: OnUpdate | None) -> Flow[None]:
-    for job in jobs:
-        ended = yield from wait_for_job(job.id, policy, on_update=on_update)
+class _Work:
+    """The job of a request, and what there is of it on the server."""
+
+    def __init__(self, request: BulkRequest) -> None:
+        self._request = request
+        self._upload: InputsUpload | None = None
+        self._file_id: str | None = None
+        self._job: JobFields | None = None
+
+    def submit(self, policy: RetryPolicy) -> Flow[None]:
+        """Have the job accepted, with the inputs in its body if it can carry them, else as a file."""
+        inputs = self._request.inputs
+        if inputs.fits_body:
+            try:
+                self._job = yield from submit_job(self._job_request(input=list(inputs.held)), policy)
+                return
+            except OndolAPIError as error:
+                if error.status != _TOO_LARGE or error.input_index is not None:
+                    raise
+        self._upload = InputsUpload(inputs, expires_after_s=FILE_LIFE_S)
+        self._file_id = (yield from put_file(self._upload, policy)).id
+        columns = {"text": "text", "text_pair": "text_pair"} if inputs.has_pairs else {"text": "text"}
+        request = self._job_request(input_file=self._file_id, input_columns=columns)
+        self._job = yield from submit_job(request, policy)
+
+    def wait(self, policy: RetryPolicy, on_progress: OnProgress | None) -> Flow[JobFields]:
+        """The job when it has succeeded, else JobFailed."""
+        assert self._job is not None, "waiting comes after submitting"
+        ended = yield from wait_for_job(self._job.id, policy, on_update=self._teller(on_progress))
         if ended.status != "succeeded":
             raise JobFailed(ended)
+        return ended
+
+    def take_back(self, policy: RetryPolicy) -> Flow[None]:
+        """Cancel the job and delete its file, as far as they are there."""
+        if self._job is not None:
+            with suppress(OndolError):  # it has ended, or the server is gone: the first error is the one to report
+                yield from cancel_job(self._job.id, policy)
+        yield from self.forget_file(policy)
+
+    def forget_file(self, policy: RetryPolicy) -> Flow[None]:
+        """Delete the file of inputs; one that cannot be deleted now expires."""
+        if self._file_id is not None:
+            with suppress(OndolError):
+                yield from delete_file(self._file_id, policy)
+
+    def _job_request(self, **source: Any) -> JobRequest:
+        asked = self._request
+        options = {**asked.job_options, **asked.options}
+        return JobRequest(asked.kind, model=asked.model, options=options, priority=asked.priority, **source)
+
+    def _teller(self, on_progress: OnProgress | None) -> OnUpdate | None:
+        if on_progress is None:
+            return None
+        num_inputs = len(self._request.inputs.held) if self._upload is None else self._upload.num_inputs
+
+        def tell(job: JobFields) -> None:
+            on_progress(job.progress.done if job.progress else 0, num_inputs)
+
+        return tell
 
 
-def _cancel_all(jobs: Sequence[JobFields], policy: RetryPolicy) -> Flow[None]:
-    for job in jobs:
-        try:
-            yield from cancel_job(job.id, policy)
-        except OndolError:  # it has ended, or the server is gone: the first error is the one to report
-            continue
-
-
-class _Counter:
-    """Sums the progress of several jobs for one listener."""
-
-    def __init__(self, jobs: Sequence[JobFields], num_inputs: int, listener: OnProgress) -> None:
-        self._done = {job.id: 0 for job in jobs}
-        self._num_inputs = num_inputs
-        self._listener = listener
-
-    def __call__(self, job: JobFields) -> None:
-        if job.progress:
-            self._done[job.id] = job.progress.done
-        self._listener(sum(self._done.values()), self._num_inputs)
-
-
-def _cut(inputs: Sequence[Input], max_texts: int) -> Iterator[tuple[Input, ...]]:
-    part: list[Input] = []
-    part_bytes = 0
-    for item in inputs:
-        item_bytes = _size_bytes(item)
-        if part and (len(part) == max_texts or part_bytes + item_bytes > MAX_JOB_BYTES):
-            yield tuple(part)
-            part, part_bytes = [], 0
-        part.append(item)
-        part_bytes += item_bytes
-    yield tuple(part)
-
-
-def _size_bytes(item: Input) -> int:
-    texts = item.values() if isinstance(item, dict) else (item,)
-    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+def inputs_given(inputs: Inputs, *, to: str) -> Inputs:
+    """The inputs; InvalidPayload if there are none. `to`: what was to be done with them."""
+    if not inputs.held:
+        raise InvalidPayload(f"there is nothing to {to}: the list of inputs is empty", param="input")
+    return inputs

@@ -1,18 +1,19 @@
-"""The flows behind `classify` and `tag`: a call for a few short inputs, durable jobs for more."""
+"""The flows behind `classify` and `tag`: a call for a few short inputs, a durable job for more."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from ondol.client.bulk_flow import BulkRequest, Input, Ways, run_inputs
+from ondol.client.bulk_flow import BulkRequest, Ways, inputs_given, run_inputs
 from ondol.client.embed_flow import check_texts
 from ondol.client.errors import BadAnswer, ItemError
-from ondol.client.flow import Flow, Request, exchange
-from ondol.client.job_flows import OnProgress, get_result
+from ondol.client.flow import Flow, Json, Request, exchange
+from ondol.client.inputs import Input, Inputs
+from ondol.client.job_flows import OnProgress, get_items
 from ondol.client.labels import Entity, LabelScore, PartialResults, parse_entities, parse_label_scores
-from ondol.client.records import JobFields
+from ondol.client.records import JobFields, parse_item_error
 from ondol.client.retry import RetryPolicy
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.model_ref import parse_model_ref
@@ -26,7 +27,7 @@ _PAIR_FIELDS = frozenset({"text", "text_pair"})
 
 
 def classify_request(
-    inputs: str | Pair | Sequence[str | Pair],
+    inputs: str | Pair | Iterable[str | Pair],
     model: str,
     options: Mapping[str, Any],
     *,
@@ -37,17 +38,15 @@ def classify_request(
 
     A lone pair is a mapping: a tuple of two texts would be a list of two inputs.
     """
-    items = [inputs] if isinstance(inputs, str | Mapping) else list(inputs)
-    if not items:
-        raise InvalidPayload("there is nothing to classify: the list of inputs is empty", param="input")
-    checked = tuple(_text_or_pair(item, index) for index, item in enumerate(items))
+    items = [inputs] if isinstance(inputs, str | Mapping) else inputs
+    checked = inputs_given(Inputs(items, _text_or_pair), to="classify")
     parse_model_ref(model)
     known = frozenset(TextClassificationOptions.model_fields)
     return BulkRequest("text-classification", checked, model, known, _given(options), as_job, priority)
 
 
 def tag_request(
-    texts: str | Sequence[str],
+    texts: str | Iterable[str],
     model: str,
     options: Mapping[str, Any],
     *,
@@ -75,29 +74,35 @@ def tag(
 
 
 def _ways(parse: Callable[[Any], T]) -> Ways[PartialResults[T]]:
-    return Ways(
-        lambda request, policy: _call(request, policy, parse), lambda jobs, policy: _collect(jobs, policy, parse)
-    )
+    return Ways(lambda request, policy: _call(request, policy, parse), lambda job, policy: _collect(job, policy, parse))
 
 
 def _call(request: BulkRequest, policy: RetryPolicy, parse: Callable[[Any], T]) -> Flow[PartialResults[T]]:
     parameters = dict(request.options)
     if request.kind == "text-classification":
         parameters.setdefault("truncate", "right")  # the route refuses long texts; the SDK promises to cut them
-    body = {"inputs": list(request.inputs), "parameters": parameters}
+    body = {"inputs": list(request.inputs.held), "parameters": parameters}
     send = Request("POST", f"/models/{request.model}/{request.kind}", body=body)
     answer = yield from exchange(send, policy)
-    found = _list_of(answer.content, num_inputs=len(request.inputs))
+    found = _list_of(answer.content, num_inputs=len(request.inputs.held))
     return PartialResults([parse(item) for item in found], {})
 
 
-def _collect(jobs: Sequence[JobFields], policy: RetryPolicy, parse: Callable[[Any], T]) -> Flow[PartialResults[T]]:
+def _collect(job: JobFields, policy: RetryPolicy, parse: Callable[[Any], T]) -> Flow[PartialResults[T]]:
     results: list[T | None] = []
     errors: dict[int, ItemError] = {}
-    for job in jobs:
-        result = yield from get_result(job.id, policy)
-        errors |= {len(results) + index: error for index, error in result.errors.items()}
-        results += [parse(item.output) if item.error is None else None for item in result.items]
+
+    def take(item: Json) -> None:
+        error = parse_item_error(item.get("error"))
+        if error is not None:
+            errors[len(results)] = error
+        results.append(parse(item.get("output")) if error is None else None)
+
+    def restart() -> None:
+        results.clear()
+        errors.clear()
+
+    yield from get_items(job.id, take, restart, policy)
     return PartialResults(results, errors)
 
 

@@ -1,18 +1,19 @@
-"""The flow behind `embed`: a call for a few short texts, durable jobs for more. N inputs, H hidden."""
+"""The flow behind `embed`: a call for a few short texts, a durable job for more. N inputs, H hidden."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ondol.client.bulk_flow import BulkRequest, Ways, run_inputs
+from ondol.client.bulk_flow import BulkRequest, Ways, inputs_given, run_inputs
 from ondol.client.errors import ItemError
 from ondol.client.flow import Flow, Request, exchange_json, idempotent
+from ondol.client.inputs import Input, Inputs
 from ondol.client.job_flows import OnProgress, get_vectors
 from ondol.client.records import JobFields
 from ondol.client.retry import RetryPolicy
-from ondol.client.vectors import Vectors, join_vectors, vectors_from_call
+from ondol.client.vectors import Vectors, vectors_from_call
 from ondol.contract.errors import InvalidPayload
 
 # The route of calls ignores fields that it does not know; a job refuses them by name, so others go that way.
@@ -42,7 +43,7 @@ class PartialVectors:
 
 
 def embed_request(
-    texts: str | Sequence[str],
+    texts: str | Iterable[str],
     model: str,
     options: Mapping[str, Any],
     *,
@@ -50,19 +51,14 @@ def embed_request(
     priority: str | None = None,
 ) -> BulkRequest:
     """The checked request: InvalidPayload for what is no text, and for options whose vectors are no [N, H]."""
-    checked = check_texts(texts)
-    return BulkRequest("embedding", checked, model, _CALL_OPTIONS, rectangular_options(options), as_job, priority)
+    inputs, given = check_texts(texts), rectangular_options(options)
+    # Where inputs fail the vectors come item by item: base64 is a quarter of the size, and no number is parsed.
+    return BulkRequest("embedding", inputs, model, _CALL_OPTIONS, given, as_job, priority, {"encoding": "base64"})
 
 
-def check_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
-    """The texts as a tuple; InvalidPayload names the one that is none."""
-    checked = (texts,) if isinstance(texts, str) else tuple(texts)
-    if not checked:
-        raise InvalidPayload("there is nothing to do: the list of texts is empty", param="input")
-    for index, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise InvalidPayload(f"a text is expected, not {type(text).__name__}", param=f"input[{index}]")
-    return checked
+def check_texts(texts: str | Iterable[str]) -> Inputs:
+    """The texts; InvalidPayload names the one that is none."""
+    return inputs_given(Inputs([texts] if isinstance(texts, str) else texts, _text), to="do")
 
 
 def rectangular_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,22 +81,20 @@ def _call(request: BulkRequest, policy: RetryPolicy) -> Flow[PartialVectors]:
     body: dict[str, Any] = {
         "truncate": "right",  # the route's own default refuses long texts; the SDK promises to cut them
         **request.options,
-        "input": list(request.inputs),
+        "input": list(request.inputs.held),
         "model": request.model,
         "encoding_format": "base64",
     }
     send = Request("POST", "/v1/embeddings", body=body, headers=idempotent())
     answer = yield from exchange_json(send, policy)
-    return PartialVectors(vectors_from_call(answer, num_inputs=len(request.inputs)), {})
+    return PartialVectors(vectors_from_call(answer, num_inputs=len(request.inputs.held)), {})
 
 
-def _collect(jobs: Sequence[JobFields], policy: RetryPolicy) -> Flow[PartialVectors]:
-    parts: list[Vectors] = []
-    errors: dict[int, ItemError] = {}
-    start = 0
-    for job in jobs:
-        vectors, failed = yield from get_vectors(job.id, policy)
-        errors |= {start + index: error for index, error in failed.items()}
-        start += len(vectors)
-        parts.append(vectors)
-    return PartialVectors(join_vectors(parts), errors)
+def _collect(job: JobFields, policy: RetryPolicy) -> Flow[PartialVectors]:
+    return PartialVectors(*(yield from get_vectors(job.id, policy)))
+
+
+def _text(item: object, index: int) -> Input:
+    if not isinstance(item, str):
+        raise InvalidPayload(f"a text is expected, not {type(item).__name__}", param=f"input[{index}]")
+    return item

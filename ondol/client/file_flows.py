@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from ondol.client.errors import BadAnswer, ConnectionFailed
-from ondol.client.file_transfer import FileUpload, HashedSink
+from ondol.client.file_transfer import FormUpload, HashedSink
 from ondol.client.flow import Flow, Json, Pause, Request, delete, exchange, exchange_json
 from ondol.client.records import Page, parse_page
 from ondol.client.retry import RetryPolicy
@@ -29,7 +29,7 @@ class FileInfo:
     raw: Json
 
 
-def put_file(upload: FileUpload, policy: RetryPolicy) -> Flow[FileInfo]:
+def put_file(upload: FormUpload, policy: RetryPolicy) -> Flow[FileInfo]:
     """The stored file. Tried again only where the server was not even reached, so that it is never stored twice."""
     request = Request("POST", "/v1/files", upload=upload)
     once = replace(policy, max_retries=0)
@@ -63,7 +63,7 @@ def list_files(policy: RetryPolicy, *, purpose: str | None, after: str | None, l
 
 
 def delete_file(file_id: str, policy: RetryPolicy) -> Flow[None]:
-    """Nothing; the file and its content are gone. StateConflict while a fine-tune that has not ended names it."""
+    """Nothing; the file and its content are gone. StateConflict while an unfinished job needs it."""
     yield from delete(f"/v1/files/{file_id}", policy)
 
 
@@ -111,9 +111,9 @@ def _check_digest(info: FileInfo, sha256: str) -> None:
         )
 
 
-def _broken_upload(upload: FileUpload, error: ConnectionFailed) -> ConnectionFailed:
+def _broken_upload(upload: FormUpload, error: ConnectionFailed) -> ConnectionFailed:
     return type(error)(
-        f"the connection broke while {upload.path} was uploaded ({error.message});"
+        f"the connection broke while {upload.filename} was uploaded ({error.message});"
         " `ondol files ls` shows whether it arrived",
         url=error.url,
     )

@@ -5,29 +5,30 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ondol.client.inputs import Inputs
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.files import check_filename
 
 PIECE_BYTES = 256 * 1024
 
 
-class FileUpload:
-    """A local file as the form that `POST /v1/files` takes, read while it is sent. InvalidPayload if it is no file.
+class FormUpload(ABC):
+    """A file's content as the form that `POST /v1/files` takes, read while it is sent, with its digest taken.
 
-    `filename` is what the server calls it (default: its own name); the server's digest is compared with what was read.
+    `filename` is what the server calls it; `size_bytes` is None where it is not known before all is read.
     """
 
     def __init__(
-        self, path: str | Path, purpose: str, *, filename: str | None = None, expires_after_s: int | None = None
+        self, filename: str, purpose: str, *, size_bytes: int | None, expires_after_s: int | None = None
     ) -> None:
-        self.path = Path(path).expanduser()
-        self.filename = check_filename(filename if filename is not None else self.path.name)
-        self._size_bytes = _size_of(self.path)
+        self.filename = check_filename(filename)
+        self._size_bytes = size_bytes
         self._digest = hashlib.sha256()
         boundary = f"ondol-{uuid.uuid4().hex}"
         fields = {"purpose": purpose}
@@ -39,7 +40,9 @@ class FileUpload:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Content type and length."""
+        """Content type and, where it is known, length."""
+        if self._size_bytes is None:
+            return {"content-type": self._content_type}
         length = len(self._head) + self._size_bytes + len(self._tail)
         return {"content-type": self._content_type, "content-length": str(length)}
 
@@ -49,21 +52,69 @@ class FileUpload:
         return self._digest.hexdigest()
 
     def pieces(self) -> Iterator[bytes]:
-        """The form from its beginning; InvalidPayload if the file cannot be read or changes meanwhile."""
+        """The form from its beginning; InvalidPayload if the content cannot be read."""
         self._digest = hashlib.sha256()
-        left = self._size_bytes
         yield self._head
+        for piece in self.content():
+            self._digest.update(piece)
+            yield piece
+        yield self._tail
+
+    @abstractmethod
+    def content(self) -> Iterator[bytes]:
+        """The content from its beginning, in pieces that are not empty."""
+
+
+class FileUpload(FormUpload):
+    """A local file as a form. InvalidPayload if it is no file.
+
+    `filename` is what the server calls it (default: its own name); the server's digest is compared with what was read.
+    """
+
+    def __init__(
+        self, path: str | Path, purpose: str, *, filename: str | None = None, expires_after_s: int | None = None
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self._num_bytes = _size_of(self.path)
+        name = filename if filename is not None else self.path.name
+        super().__init__(name, purpose, size_bytes=self._num_bytes, expires_after_s=expires_after_s)
+
+    def content(self) -> Iterator[bytes]:
+        """The file; InvalidPayload if it cannot be read or changes meanwhile."""
+        left = self._num_bytes
         try:
             with self.path.open("rb") as file:
                 while left > 0 and (piece := file.read(min(PIECE_BYTES, left))):
                     left -= len(piece)
-                    self._digest.update(piece)
                     yield piece
         except OSError as exc:
             raise _unreadable(self.path, exc) from exc
         if left > 0:
             raise InvalidPayload(f"{self.path} became shorter while it was sent; upload it again", param="file")
-        yield self._tail
+
+
+class InputsUpload(FormUpload):
+    """Inputs as a file of JSON lines that never exists here: they are written while they are sent."""
+
+    def __init__(self, inputs: Inputs, *, expires_after_s: int | None = None) -> None:
+        super().__init__("inputs.jsonl", "batch", size_bytes=None, expires_after_s=expires_after_s)
+        self.num_inputs = 0
+        self._inputs = inputs
+
+    def content(self) -> Iterator[bytes]:
+        """One line an input; InvalidPayload for what is none."""
+        self.num_inputs = 0
+        waiting: list[bytes] = []
+        num_bytes = 0
+        for line in self._inputs.lines():
+            waiting.append(line)
+            num_bytes += len(line)
+            self.num_inputs += 1
+            if num_bytes >= PIECE_BYTES:
+                yield b"".join(waiting)
+                waiting, num_bytes = [], 0
+        if waiting:
+            yield b"".join(waiting)
 
 
 class HashedSink:
@@ -100,7 +151,7 @@ class HashedSink:
 @contextmanager
 def appearing_file(target: str | Path) -> Iterator[HashedSink]:
     """A sink whose content appears at the local path `target` when the block ends well, and not at all otherwise."""
-    path = Path(target).expanduser()
+    path = local_path(target)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         try:
@@ -111,6 +162,11 @@ def appearing_file(target: str | Path) -> Iterator[HashedSink]:
             staging.unlink(missing_ok=True)
     except OSError as exc:
         raise InvalidPayload(f"cannot write {path}: {exc.strerror or exc}", param="path") from exc
+
+
+def local_path(target: str | Path) -> Path:
+    """The path that `target` names, with `~` as the home folder."""
+    return Path(target).expanduser()
 
 
 def _size_of(path: Path) -> int:

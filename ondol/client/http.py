@@ -82,6 +82,13 @@ async def _on_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
+def broken_off(error: httpx.TransportError, url: str) -> ConnectionFailed:
+    """Our error for an answer that ended, or stood still, before it was whole."""
+    kind = AnswerTimedOut if isinstance(error, httpx.ReadTimeout) else ConnectionFailed
+    reason = str(error) or type(error).__name__
+    return kind(f"the answer of {url} broke off ({reason}); the log of its api says why, if it still runs", url=url)
+
+
 def _host(url: str) -> str:
     try:
         parsed = httpx.URL(url)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ondol.client.errors import BadAnswer, ItemError, JobFailed, NoSuchThing, OndolAPIError, WaitTimedOut
-from ondol.client.flow import Flow, Json, Request, delete, exchange, exchange_json, idempotent
+from ondol.client.flow import Flow, Json, Request, Sink, delete, exchange, exchange_json, idempotent
 from ondol.client.records import (
     JobEvent,
     JobFields,
@@ -22,8 +24,9 @@ from ondol.client.records import (
     parse_page,
     parse_result,
 )
+from ondol.client.result_sinks import ItemLines, NpySink, VectorItems
 from ondol.client.retry import RetryPolicy
-from ondol.client.vectors import Vectors, vectors_from_npy, vectors_from_result
+from ondol.client.vectors import Vectors
 from ondol.contract.errors import InvalidPayload
 
 MAX_BATCH_JOBS = 1_000
@@ -32,6 +35,16 @@ LONG_POLL_S = 30.0
 PROGRESS_POLL_S = 1.0
 PAGE_JOBS = 100
 PAGE_EVENTS = 500
+RESULT_FORMATS = {
+    "json": "application/json",
+    "ndjson": "application/x-ndjson",
+    "jsonl": "application/x-ndjson",
+    "npy": "application/x-npy",
+    "parquet": "application/vnd.apache.parquet",
+}
+"""How results come, by the names of formats."""
+_NOT_ACCEPTABLE = 406
+_NUM_ERRORS = "ondol-num-errors"
 
 OnUpdate = Callable[[JobFields], None]
 OnProgress = Callable[[int, int], None]
@@ -118,16 +131,63 @@ def get_result(job_id: str, policy: RetryPolicy) -> Flow[JobResult]:
 
 
 def get_vectors(job_id: str, policy: RetryPolicy) -> Flow[tuple[Vectors, dict[int, ItemError]]]:
-    """Float32 [N, H] of an ended embedding job, and the inputs that failed (NaN in their rows)."""
+    """Float32 [N, H] of an ended embedding job, filled while it arrives, and the inputs that failed (NaN rows).
+
+    InvalidPayload if the job gave labels or entities, or has no inputs, as an import.
+    """
+    sink = NpySink()
     try:
-        answer = yield from exchange(_result_request(job_id, "application/x-npy"), policy)
+        yield from save_result(job_id, "npy", sink, policy)
+    except OndolAPIError as error:
+        if error.status != _NOT_ACCEPTABLE:  # some inputs failed, so that the result is no rectangle
+            raise
+        found = VectorItems()
+        yield from get_items(job_id, found.take, found.restart, policy)
+        return found.vectors(), found.errors
+    return sink.vectors(), {}
+
+
+def get_items(
+    job_id: str, take: Callable[[Json], None], restart: Callable[[], None], policy: RetryPolicy
+) -> Flow[None]:
+    """Hand each item of an ended job's result to `take` as it arrives; `restart`: forget all, they come again."""
+    lines = ItemLines(take, restart)
+    try:
+        yield from save_result(job_id, "ndjson", lines, policy)
+    except OndolAPIError as error:
+        if error.status == _NOT_ACCEPTABLE:
+            raise InvalidPayload("the job's result has no items, as that of an import; take it as JSON") from error
+        raise
+    lines.end()
+
+
+def save_result(job_id: str, result_format: str, sink: Sink, policy: RetryPolicy) -> Flow[int | None]:
+    """Bring the result of an ended job to the sink as `json`, `ndjson` (or `jsonl`), `npy` or `parquet`.
+
+    How many inputs have an error in it; None: the server does not say, as of a cancelled job.
+    JobFailed if there is none because the job failed or was cancelled; InvalidPayload for another format.
+    """
+    media_type = RESULT_FORMATS.get(result_format)
+    if media_type is None:
+        raise InvalidPayload(f"a result comes as {', '.join(RESULT_FORMATS)}; not {result_format!r}", param="format")
+    try:
+        answer = yield from exchange(replace(_result_request(job_id, media_type), sink=sink), policy.patient())
     except OndolAPIError as error:
         yield from _explain(job_id, error, policy)
-        if error.status != 406:  # 406: some inputs failed, so that the result is no rectangle
-            raise
-        result = yield from get_result(job_id, policy)
-        return vectors_from_result(result), result.errors
-    return vectors_from_npy(answer.content), {}
+        raise
+    told = answer.headers.get(_NUM_ERRORS, "")
+    return int(told) if told.isdecimal() else None
+
+
+def format_of(path: str | Path, asked: str | None) -> str:
+    """The format asked for, else the one that the file's name ends in; InvalidPayload if that is none."""
+    found = asked if asked is not None else Path(path).suffix.lower().removeprefix(".")
+    if found not in RESULT_FORMATS:
+        raise InvalidPayload(
+            f"name a format ({', '.join(RESULT_FORMATS)}), or a file that ends in one, not {str(path)!r}",
+            param="format",
+        )
+    return found
 
 
 def list_events(job_id: str, policy: RetryPolicy) -> Flow[list[JobEvent]]:

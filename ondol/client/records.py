@@ -27,10 +27,16 @@ class JobRequest:
     not_before: float | None = None
     metadata: Mapping[str, Any] | None = None
     webhook: str | None = None
+    input_file: str | None = None
+    """The id of an uploaded file whose rows are the inputs, in place of `input`."""
+    input_columns: Mapping[str, str] | None = None
+    """Which of its columns hold `text`, `text_pair` and `id`."""
 
     def body(self) -> Json:
         """The request as `POST /v1/jobs` takes it."""
         optional = {
+            "input_file": self.input_file,
+            "input_columns": None if self.input_columns is None else dict(self.input_columns),
             "model": self.model,
             "priority": self.priority,
             "deadline_s": self.deadline_s,
@@ -39,7 +45,8 @@ class JobRequest:
             "webhook": self.webhook,
         }
         given = {name: value for name, value in optional.items() if value is not None}
-        return {"kind": self.kind, "input": self.input, "options": dict(self.options), **given}
+        source = {"input": self.input} if self.input_file is None or self.input is not None else {}
+        return {"kind": self.kind, **source, "options": dict(self.options), **given}
 
 
 @dataclass(frozen=True, slots=True)

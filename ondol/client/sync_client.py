@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -17,7 +17,7 @@ from ondol.client.errors import ItemErrors
 from ondol.client.event_stream import EventStream
 from ondol.client.fine_tune_flow import Envelope, Source, fine_tune_request
 from ondol.client.flow import Answer, Effect, Flow, Pause, Request, Sink
-from ondol.client.http import build_request, connect_options, to_answer, translate
+from ondol.client.http import broken_off, build_request, connect_options, to_answer, translate
 from ondol.client.progress import reporting
 from ondol.client.records import JobEvent
 from ondol.client.retry import RetryPolicy
@@ -83,7 +83,7 @@ class Ondol(LabelCalls):
     @overload
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["raise"] = "raise",
@@ -96,7 +96,7 @@ class Ondol(LabelCalls):
     @overload
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["return"],
@@ -108,7 +108,7 @@ class Ondol(LabelCalls):
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
@@ -117,11 +117,12 @@ class Ondol(LabelCalls):
         priority: str | None = None,
         **options: Any,
     ) -> Vectors | PartialVectors:
-        """Float32 vectors: [H] for a str, [N, H] for a list, in its order; blocks until all are there.
+        """Float32 vectors: [H] for a str, [N, H] for a list or an iterator, in its order; blocks until all are there.
 
-        Up to 64 short texts go as a call, more as durable jobs (`as_job` forces that). Texts that are too long are cut
-        unless `truncate="error"`. Inputs that fail raise ItemErrors with the partial result, or come back with
-        `errors="return"`.
+        Up to 64 short texts go as a call, more as one durable job (`as_job` forces that), which Ctrl-C cancels. Over
+        16 MiB they travel as a file that is written while it is sent, so that those of an iterator are never all in
+        memory. Texts that are too long are cut unless `truncate="error"`. Inputs that fail raise ItemErrors with the
+        partial result, or come back with `errors="return"`.
         """
         request = embed_request(texts, model, options, as_job=as_job, priority=priority)
         with reporting(f"embedding with {model}" if progress else None) as on_progress:
@@ -256,5 +257,7 @@ class Ondol(LabelCalls):
             for piece in response.iter_bytes():
                 sink.write(piece)
             return Answer(response.status_code, response.headers, b"")
+        except httpx.TransportError as exc:
+            raise broken_off(exc, self.base_url) from exc
         finally:
             response.close()

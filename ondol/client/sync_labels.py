@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, overload
 
 from ondol.client import classify_flow
@@ -41,7 +41,7 @@ class LabelCalls(ABC):
     @overload
     def classify(
         self,
-        inputs: Sequence[str | Pair],
+        inputs: Iterable[str | Pair],
         *,
         model: str,
         errors: Literal["raise"] = "raise",
@@ -54,7 +54,7 @@ class LabelCalls(ABC):
     @overload
     def classify(
         self,
-        inputs: str | Mapping[str, str] | Sequence[str | Pair],
+        inputs: str | Mapping[str, str] | Iterable[str | Pair],
         *,
         model: str,
         errors: Literal["return"],
@@ -66,7 +66,7 @@ class LabelCalls(ABC):
 
     def classify(
         self,
-        inputs: str | Mapping[str, str] | Sequence[str | Pair],
+        inputs: str | Mapping[str, str] | Iterable[str | Pair],
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",
@@ -78,7 +78,7 @@ class LabelCalls(ABC):
         """Labels with scores, best first: one list for a text, a list of lists for a list, in its order; blocks.
 
         A pair is `{"text", "text_pair"}` or, in a list, a tuple of two texts. Options: top_k, function_to_apply,
-        threshold, max_length, truncate, dtype. Up to 64 short inputs go as a call, more as durable jobs (`as_job`
+        threshold, max_length, truncate, dtype. Up to 64 short inputs go as a call, more as one durable job (`as_job`
         forces that). Texts that are too long are cut unless `truncate="error"`. Inputs that fail raise ItemErrors with
         the partial result, or come back with `errors="return"`.
         """
@@ -103,7 +103,7 @@ class LabelCalls(ABC):
     @overload
     def tag(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         model: str,
         errors: Literal["raise"] = "raise",
@@ -116,7 +116,7 @@ class LabelCalls(ABC):
     @overload
     def tag(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["return"],
@@ -128,7 +128,7 @@ class LabelCalls(ABC):
 
     def tag(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         model: str,
         errors: Literal["raise", "return"] = "raise",

@@ -13,6 +13,8 @@ DATA_PURPOSES = ("fine-tune", "batch", "evals")
 """Purposes whose files are read by us."""
 FILE_PURPOSES = (*DATA_PURPOSES, "user_data", "assistants", "vision")
 """OpenAI's names; files of the last three may be called anything."""
+BATCH_OUTPUT = "batch_output"
+"""The purpose of files that a batch has written; nobody uploads such."""
 MAX_FILENAME_CHARS = 255
 MIN_EXPIRY_S = 3_600
 MAX_EXPIRY_S = 365 * 86_400
@@ -27,9 +29,9 @@ def check_file_id(file_id: str) -> str:
     return file_id
 
 
-def check_purpose(purpose: str) -> str:
-    """`purpose` if it is one, else InvalidPayload."""
-    if purpose not in FILE_PURPOSES:
+def check_purpose(purpose: str, *, may_be_ours: bool = False) -> str:
+    """`purpose` if it is one, else InvalidPayload; `may_be_ours`: also of files that only the server makes."""
+    if purpose not in FILE_PURPOSES and not (may_be_ours and purpose == BATCH_OUTPUT):
         raise InvalidPayload(f"purpose is one of {', '.join(FILE_PURPOSES)}; not {purpose[:80]!r}", param="purpose")
     return purpose
 

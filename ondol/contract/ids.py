@@ -40,6 +40,17 @@ def new_job_id() -> JobId:
     return JobId(new_id("job"))
 
 
+def shard_id(job_id: str, number: int) -> str:
+    """The id of a job's shard, `job_01k9….000012`: sorts behind its job and by number."""
+    return f"{job_id}.{number:06d}"
+
+
+def parent_of(job_id: str) -> str | None:
+    """The job whose shard bears this id; None for ids of whole jobs."""
+    parent, dot, _ = job_id.partition(".")
+    return parent if dot else None
+
+
 def _encode(value: int) -> str:
     digits = []
     for _ in range(26):

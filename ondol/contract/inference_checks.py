@@ -6,6 +6,7 @@ The api and the call route share these checks; texts are not tokenised here, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,11 +31,18 @@ def read_spec(stored: dict[str, Any], *, ref: str) -> ModelSpec:
 
 
 def check_inference(
-    kind: JobKind, options: InferenceOptions, inputs: Inputs, spec: ModelSpec, *, prefix: str = "options"
+    kind: JobKind,
+    options: InferenceOptions,
+    inputs: Inputs,
+    spec: ModelSpec,
+    *,
+    prefix: str = "options",
+    has_pairs: bool = False,
 ) -> None:
     """Return if the model can do this; ModelCannot or InvalidPayload naming the field if it cannot.
 
-    `prefix` is the path under which the options stood in the request, empty where they stood at the top.
+    `prefix` is the path under which the options stood in the request, empty where they stood at the top. `has_pairs`
+    says whether there are text pairs where `inputs` is empty, as they stand in a file.
     """
     check_head(kind, spec)
     if isinstance(options, EmbeddingOptions):
@@ -44,7 +52,7 @@ def check_inference(
     _check_max_length(options.max_length, spec, path)
     if isinstance(options, TokenClassificationOptions):
         _check_stride(options, spec, path)
-    elif any(isinstance(item, dict) for item in inputs) and spec.max_length < MIN_PAIR_TOKENS:
+    elif (has_pairs or any(isinstance(item, dict) for item in inputs)) and spec.max_length < MIN_PAIR_TOKENS:
         raise ModelCannot(f"the model takes {spec.max_length} tokens, too few for a pair of texts", param="input")
 
 
@@ -82,15 +90,34 @@ def vector_width(options: EmbeddingOptions, spec: ModelSpec) -> int:
     return spec.hidden_size * len(modes)
 
 
-def estimate_tokens(inputs: Inputs, num_bytes: int, options: InferenceOptions, spec: ModelSpec) -> int:
-    """Tokens that the inputs will take, by the version's tokens a byte; token ids count themselves."""
-    if inputs and isinstance(inputs[0], list):
-        return sum(map(len, inputs))
-    estimate = int(num_bytes * spec.tokens_per_byte) + SPECIAL_TOKENS * len(inputs)
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """How many tokens a text is likely to take, by the version's tokens a byte; `max_tokens` None: no bound."""
+
+    tokens_per_byte: float
+    max_tokens: int | None
+
+    def of_text(self, num_bytes: int) -> int:
+        """Tokens of one input (a text, or a pair of texts) of so many UTF-8 bytes."""
+        estimate = int(num_bytes * self.tokens_per_byte) + SPECIAL_TOKENS
+        return estimate if self.max_tokens is None else min(estimate, self.max_tokens)
+
+
+def token_estimate(options: InferenceOptions, spec: ModelSpec) -> TokenEstimate:
+    """How texts are estimated under these options; what goes in windows is not cut."""
     goes_in_windows = isinstance(options, EmbeddingOptions) and options.long_text == "window"
     if goes_in_windows or isinstance(options, TokenClassificationOptions):
-        return estimate
-    return min(estimate, len(inputs) * (options.max_length or spec.max_length))
+        return TokenEstimate(spec.tokens_per_byte, None)
+    return TokenEstimate(spec.tokens_per_byte, options.max_length or spec.max_length)
+
+
+def estimate_tokens(inputs: Inputs, num_bytes: int, options: InferenceOptions, spec: ModelSpec) -> int:
+    """Tokens that the inputs will take in all; token ids count themselves."""
+    if inputs and isinstance(inputs[0], list):
+        return sum(map(len, inputs))
+    by_text = token_estimate(options, spec)
+    estimate = int(num_bytes * by_text.tokens_per_byte) + SPECIAL_TOKENS * len(inputs)
+    return estimate if by_text.max_tokens is None else min(estimate, len(inputs) * by_text.max_tokens)
 
 
 def _check_layer(options: EmbeddingOptions, spec: ModelSpec, param: str) -> None:

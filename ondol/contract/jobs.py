@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -53,18 +53,24 @@ class InputLimits:
     max_text_bytes: int = 1_048_576
     webhook_networks: tuple[str, ...] = ()
     """Networks beside the public ones that webhooks may reach."""
+    message_tokens: int = 16_384
+    """Estimated tokens over which inputs are cut into shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedJob:
-    """A checked job: `payload` is its input as UTF-8 JSON, `options` complete with defaults."""
+    """A checked job, `options` complete with defaults.
+
+    `inputs` are those of an inference, `sizes` their UTF-8 bytes (token ids count four each); both are empty where the
+    inputs stand in a file. Of other kinds `payload` is the input as UTF-8 JSON.
+    """
 
     request: JobRequest
-    payload: bytes
     options: dict[str, Any]
-    num_inputs: int
-    num_bytes: int
-    """UTF-8 bytes of text, for the token estimate; token ids count four bytes each."""
+    payload: bytes = b"null"
+    num_inputs: int = 0
+    inputs: Inputs = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
 
 def parse_job(body: Any, limits: InputLimits) -> ParsedJob:
@@ -76,18 +82,22 @@ def parse_job(body: Any, limits: InputLimits) -> ParsedJob:
     if request.webhook is not None:
         check_webhook(request.webhook, limits.webhook_networks)
     options = validated(_OPTIONS[request.kind], request.options, prefix="options").model_dump(mode="json")
+    _check_file_fields(request)
     if request.kind is JobKind.IMPORT:
         source = validated(ImportInput, request.input, prefix="input")
-        payload = source.model_dump_json().encode()
-        return ParsedJob(request, payload, options, num_inputs=1, num_bytes=0)
+        return ParsedJob(request, options, source.model_dump_json().encode(), num_inputs=1)
     if request.model is None:
         raise InvalidPayload("a model is required, for example all-minilm-l6-v2", param="model")
     if request.kind is JobKind.FINE_TUNE:
         if request.input is not None:
             raise InvalidPayload("a fine-tune takes no input; its data are options.train_file", param="input")
-        return ParsedJob(request, b"null", options, num_inputs=0, num_bytes=0)
-    inputs, num_bytes = parse_inputs(request.input, limits, param="input", kind=request.kind)
-    return ParsedJob(request, dump_inputs(inputs), options, num_inputs=len(inputs), num_bytes=num_bytes)
+        return ParsedJob(request, options)
+    if request.input_file is not None:
+        return ParsedJob(request, options, _dump_columns(request))
+    if request.input is None:
+        raise InvalidPayload("give input, or the id of an uploaded file as input_file", param="input")
+    inputs, sizes = parse_sized_inputs(request.input, limits, param="input", kind=request.kind)
+    return ParsedJob(request, options, num_inputs=len(inputs), inputs=inputs, sizes=sizes)
 
 
 def parse_request(body: Any) -> JobRequest:
@@ -101,7 +111,13 @@ def parse_request(body: Any) -> JobRequest:
 def parse_inputs(
     value: Any, limits: InputLimits, *, param: str, kind: JobKind = JobKind.EMBEDDING
 ) -> tuple[Inputs, int]:
-    """Inputs and their size in bytes: a string, a list of strings; embedding: also (lists of) token ids;
+    """Inputs as of `parse_sized_inputs`, and their size in bytes together."""
+    inputs, sizes = parse_sized_inputs(value, limits, param=param, kind=kind)
+    return inputs, sum(sizes)
+
+
+def parse_sized_inputs(value: Any, limits: InputLimits, *, param: str, kind: JobKind) -> tuple[Inputs, list[int]]:
+    """Inputs, each with its size in bytes: a string, a list of strings; embedding: also (lists of) token ids;
     text-classification: also text pairs.
 
     Raises InvalidPayload or PayloadTooLarge naming the item, `input[3]`.
@@ -109,7 +125,7 @@ def parse_inputs(
     inputs = _as_list(value, param, kind)
     if len(inputs) > limits.max_inputs:
         raise PayloadTooLarge(f"{len(inputs)} inputs; at most {limits.max_inputs} fit one job", param=param)
-    num_bytes = 0
+    sizes = []
     items: list[str | list[int] | Pair] = list(inputs)
     for i, item in enumerate(items):
         size = _size_of(item, param=f"{param}[{i}]" if isinstance(value, list) else param)
@@ -117,8 +133,8 @@ def parse_inputs(
             raise PayloadTooLarge(
                 f"the text has {size} bytes; at most {limits.max_text_bytes} are taken", param=f"{param}[{i}]"
             )
-        num_bytes += size
-    return inputs, num_bytes
+        sizes.append(size)
+    return inputs, sizes
 
 
 def dump_inputs(inputs: Inputs) -> bytes:
@@ -150,6 +166,28 @@ def field_path(loc: Sequence[str | int]) -> str:
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
+
+
+def _check_file_fields(request: JobRequest) -> None:
+    """Return unless the fields of an input file stand where they mean nothing, or beside `input`."""
+    if request.input_columns is not None and request.input_file is None:
+        raise InvalidPayload("columns are those of an input_file; none is named", param="input_columns")
+    if request.input_file is None:
+        return
+    if request.kind not in INFERENCE_OPTIONS:
+        instead = "options.train_file" if request.kind is JobKind.FINE_TUNE else "input"
+        raise InvalidPayload(f"a job of kind {request.kind} takes {instead}, and no input_file", param="input_file")
+    if request.input is not None:
+        raise InvalidPayload("input and input_file exclude each other; give one of them", param="input_file")
+    columns = request.input_columns
+    if columns is not None and columns.text_pair is not None and request.kind is not JobKind.TEXT_CLASSIFICATION:
+        raise InvalidPayload("only a text-classification takes pairs of texts", param="input_columns.text_pair")
+
+
+def _dump_columns(request: JobRequest) -> bytes:
+    """What the planner of a file's shards is told: which columns to read, null for the default ones."""
+    columns = None if request.input_columns is None else request.input_columns.model_dump(mode="json")
+    return json.dumps({"columns": columns}).encode()
 
 
 def _as_list(value: Any, param: str, kind: JobKind) -> Inputs:

@@ -91,14 +91,27 @@ class ImportInput(_Strict):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
 
 
+class InputColumns(_Strict):
+    """Which columns of an input file hold what; without `id` the column `id` is taken if there is one."""
+
+    text: Annotated[str, Field(min_length=1, max_length=256)] = "text"
+    text_pair: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
 class JobRequest(_Strict):
-    """`POST /v1/jobs`: one job of any kind; `input` and `options` are checked by kind in `parse_job`."""
+    """`POST /v1/jobs`: one job of any kind; `input` and `options` are checked by kind in `parse_job`.
+
+    `input` and `input_file` exclude each other. Priority by default: normal, and bulk with an `input_file`.
+    """
 
     kind: JobKind
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     input: Any = None
+    input_file: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    input_columns: InputColumns | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    priority: Priority = Priority.NORMAL
+    priority: Priority | None = None
     deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
     not_before: Annotated[float, Field(ge=0, le=1e11)] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)

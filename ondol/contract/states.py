@@ -43,6 +43,8 @@ class Reason(StrEnum):
     VALIDATED = "validated"
     PAUSE_REQUESTED = "pause_requested"
     RESUME_REQUESTED = "resume_requested"
+    SHARD_CLAIMED = "shard_claimed"
+    SHARDS_ENDED = "shards_ended"
 
 
 _S = JobState

@@ -34,15 +34,19 @@ class BatchHistogram(Collector):
 
     def observe(self, values: Iterable[float], *labels: str) -> None:
         """Take values of one series in."""
+        self.observe_counted([(value, 1) for value in values], *labels)
+
+    def observe_counted(self, values: Iterable[tuple[float, int]], *labels: str) -> None:
+        """Take values of one series in, each so many times."""
         bounds = self._bounds
         with self._lock:
             series = self._series.get(labels)
             if series is None:
                 series = self._series[labels] = ([0] * (len(bounds) + 1), [0.0])
             counts, total = series
-            for value in values:
-                counts[bisect_left(bounds, value)] += 1
-                total[0] += value
+            for value, num in values:
+                counts[bisect_left(bounds, value)] += num
+                total[0] += value * num
 
     def describe(self) -> Iterable[Metric]:
         """The family without its series."""

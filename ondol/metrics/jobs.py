@@ -65,8 +65,9 @@ class EndedAttempts:
     def __init__(self, registry: CollectorRegistry, *expected: tuple[str, str]) -> None:
         self._attempts = Counter(
             "ondol_attempts_total",
-            "Attempts ended: succeeded, failed (also where a retry is left), handed_back, cancelled, paused, "
-            "lost (its process died), stale (the end was refused: somebody else owns the job now).",
+            "Attempts ended: succeeded, failed (also where a retry is left), planned (its file was cut into shards), "
+            "handed_back, cancelled, paused, lost (its process died), stale (the end was refused: somebody "
+            "else owns the job now).",
             ("kind", "outcome"),
             registry=registry,
         )

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ondol.metrics.batch_histogram import BatchHistogram
+from ondol.metrics.batches import BatchMetrics, number_in
 from ondol.metrics.jobs import AcceptMetrics, AttemptMetrics, EndedAttempts, NoticeMetrics, RingMetrics, StageMetrics
 from ondol.metrics.registry import as_label, new_registry
 
@@ -79,51 +80,6 @@ class IntakeMetrics:
         self.notices = NoticeMetrics(self.registry, "celery")
 
 
-class BatchMetrics:
-    """What went through the models of a device."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._batches = Counter(
-            "ondol_batches_total",
-            "Batches run, by why they were closed: full (the next row did not fit), drained (nothing more waited for "
-            "the model), alone (it needs the device for itself).",
-            ("release",),
-            registry=registry,
-        )
-        self._rows = Counter("ondol_batch_rows_total", "Rows of the batches run.", registry=registry)
-        self._tokens = Counter(
-            "ondol_batch_tokens_total", "Tokens of the batches run, padding apart.", registry=registry
-        )
-        self._padding = Counter(
-            "ondol_batch_padding_tokens_total",
-            "Padding that went through models besides the tokens.",
-            registry=registry,
-        )
-        self._budget = Counter(
-            "ondol_batch_budget_tokens_total",
-            "Token budgets of the batches run; tokens and padding over this is how full batches are.",
-            registry=registry,
-        )
-        self._halvings = Counter(
-            "ondol_batch_halvings_total",
-            "Times that a batch ran out of device memory and was halved.",
-            registry=registry,
-        )
-        self._forward_s = BatchHistogram(
-            "ondol_batch_seconds", "Seconds of a batch on the device.", (), bounds=REQUEST_BOUNDS_S, registry=registry
-        )
-
-    def ran(self, release: str, *, num_rows: int, num_tokens: int, header: Mapping[str, object]) -> None:
-        """A batch came back with this `ran` header."""
-        self._batches.labels(release).inc()
-        self._rows.inc(num_rows)
-        self._tokens.inc(num_tokens)
-        self._padding.inc(_number(header, "num_padding"))
-        self._budget.inc(_number(header, "max_batch_tokens"))
-        self._halvings.inc(_number(header, "num_halvings"))
-        self._forward_s.observe((_number(header, "forward_s"),))
-
-
 class DeviceMetrics:
     """The device of a worker and what is warm on it; what is a state is asked for when somebody looks."""
 
@@ -161,7 +117,7 @@ class DeviceMetrics:
 
     def device_up(self, ready: Mapping[str, object]) -> None:
         """A device process has come up with this `ready` header."""
-        self._limit.set(_number(ready, "memory_bytes"))
+        self._limit.set(number_in(ready, "memory_bytes"))
 
 
 class WorkerMetrics:
@@ -255,8 +211,3 @@ class _WarmModels(Collector):
     def _family(self) -> GaugeMetricFamily:
         documentation = f"Always 1; a version that is warm on the device, {MAX_MODELS_NAMED} at most."
         return GaugeMetricFamily("ondol_warm_model_info", documentation, labels=("version",))
-
-
-def _number(header: Mapping[str, object], name: str) -> float:
-    value = header.get(name)
-    return value if isinstance(value, int | float) and value > 0 else 0

@@ -10,7 +10,10 @@ from sqlalchemy.engine import Row
 
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority, Reason
-from ondol.sql.records import ClaimedJob, Completion, Failure
+from ondol.sql.many_rows import ManyRows
+from ondol.sql.notices import WANTS_NOTICE
+from ondol.sql.records import ClaimedJob, Completion, Failure, InputBlob
+from ondol.sql.shards import parents_of
 from ondol.sql.tables import IS_TRAINING, attempts, job_inputs, jobs, messages, results, sessions
 
 if TYPE_CHECKING:
@@ -34,7 +37,29 @@ _CLAIMED = (
     jobs.c.created_at,
     jobs.c.deadline_at,
     jobs.c.event_seq,
+    jobs.c.input_file_id,
 )
+_INSERT = ManyRows(sa.insert(attempts), ("job_id", "attempt", "session_id", "worker", "message_id", "started_at"))
+_INSERT_RESULTS = ManyRows(sa.insert(results), results.c.keys())
+_CLOSE = ManyRows(
+    sa.update(attempts)
+    .where(attempts.c.job_id == sa.bindparam("b_job"), attempts.c.attempt == sa.bindparam("b_attempt"))
+    .values(
+        finished_at=sa.bindparam("b_finished"),
+        outcome=sa.bindparam("b_outcome"),
+        tokens=sa.bindparam("b_tokens"),
+        timings=sa.bindparam("b_timings"),
+        error=sa.bindparam("b_error"),
+    ),
+    ("b_job", "b_attempt", "b_finished", "b_outcome", "b_tokens", "b_timings", "b_error"),
+)
+_PARENTS_OF_MESSAGE = (
+    sa.select(sa.func.string_agg(jobs.c.parent_id.distinct(), sa.literal_column("','", sa.String)))
+    .where(jobs.c.message_id == messages.c.id, jobs.c.parent_id.is_not(None))
+    .scalar_subquery()
+    .label("parents")
+)
+"""PostgreSQL: the jobs whose shards a message names, asked with the message itself; null for most messages."""
 
 
 class AttemptRepository:
@@ -73,8 +98,8 @@ class AttemptRepository:
             return self._claimed_before(message_id, session_id, now)
         if not rows:
             return []
-        self._conn.execute(
-            sa.insert(attempts),
+        _INSERT.execute(
+            self._conn,
             [
                 {
                     "job_id": r.id,
@@ -95,7 +120,8 @@ class AttemptRepository:
             attempt=[r.attempt for r in rows],
             worker=worker,
         )
-        return self._with_payloads(rows, now)
+        self._uow.shards.begin(parents_of(r.id for r in rows))
+        return self._with_payloads(rows, message_id, session_id, now)
 
     def held_by(self, session_id: str) -> list[tuple[str, int]]:
         """(job id, attempt) of everything that runs under the session."""
@@ -108,20 +134,20 @@ class AttemptRepository:
         self, job_id: str, attempt: int, after: JobState, reason: Reason, *, outcome: str, worker: str | None = None
     ) -> bool:
         """Move one running attempt's job to `after` and close the attempt; False when it is stale."""
-        rows = self._end([(job_id, attempt)], after=after, reason=reason, values={}, worker=worker)
+        rows = self._fence([(job_id, attempt)], after=after, values={})
         self._close_attempts([(r.id, r.attempt, outcome, None, None, None) for r in rows])
+        self._tell(rows, after=after, reason=reason, worker=worker)
         return bool(rows)
 
     def lose(self, job_id: str, attempt: int, error: dict[str, Any], *, worker: str) -> bool:
         """The process of a running attempt died: queue the job again, or fail it at the third loss in a row."""
-        rows = self._end(
+        rows = self._fence(
             [(job_id, attempt)],
             after=JobState.QUEUED,
-            reason=Reason.PROCESS_DIED,
             values={"num_losses": jobs.c.num_losses + 1, "num_lapses": jobs.c.num_lapses + 1},
-            worker=worker,
         )
         self._close_attempts([(r.id, r.attempt, "lost", None, None, error) for r in rows])
+        self._tell(rows, after=JobState.QUEUED, reason=Reason.PROCESS_DIED, worker=worker)
         self._fail_lost([row.id for row in rows])
         return bool(rows)
 
@@ -132,20 +158,19 @@ class AttemptRepository:
     def complete(self, completions: Sequence[Completion], *, worker: str | None = None) -> list[str]:
         """Record results and `succeeded` in one go; the ids that were recorded (the others are stale)."""
         by_id = {done.job_id: done for done in completions}
-        rows = self._end(
+        rows = self._fence(
             [(d.job_id, d.attempt) for d in completions],
             after=JobState.SUCCEEDED,
-            reason=Reason.COMPLETED,
             values={"finished_at": self._uow.now, "num_done": jobs.c.num_inputs},
-            worker=worker,
         )
         if not rows:
             return []
         recorded = [by_id[row.id] for row in rows]
-        self._conn.execute(sa.insert(results), [_result_row(done, self._uow.now) for done in recorded])
+        _INSERT_RESULTS.execute(self._conn, [_result_row(done, self._uow.now) for done in recorded])
         self._close_attempts(
             [(d.job_id, d.attempt, "succeeded", d.tokens, d.timings, None) for d in recorded],
         )
+        self._tell(rows, after=JobState.SUCCEEDED, reason=Reason.COMPLETED, worker=worker)
         return [done.job_id for done in recorded]
 
     def fail(self, failures: Sequence[Failure], *, max_retries: int, worker: str | None = None) -> list[str]:
@@ -157,17 +182,17 @@ class AttemptRepository:
 
     def hand_back(self, held: Sequence[tuple[str, int]]) -> list[str]:
         """Queue again what a stopping worker holds; neither a loss nor a retry is counted."""
-        rows = self._end(held, after=JobState.QUEUED, reason=Reason.HANDED_BACK, values={})
+        rows = self._fence(held, after=JobState.QUEUED, values={})
         self._close_attempts([(r.id, r.attempt, "handed_back", None, None, None) for r in rows])
+        self._tell(rows, after=JobState.QUEUED, reason=Reason.HANDED_BACK)
         return [row.id for row in rows]
 
     def take_back(self, session_id: str) -> list[str]:
         """Queue again, or fail, everything that a lapsed session held, and forget its messages."""
         was_alone = sa.case((sa.or_(jobs.c.is_alone, IS_TRAINING), 1), else_=0)
-        rows = self._end(
+        rows = self._fence(
             self.held_by(session_id),
             after=JobState.QUEUED,
-            reason=Reason.LAPSED,
             values={
                 "num_losses": jobs.c.num_losses + was_alone,
                 "num_lapses": jobs.c.num_lapses + 1,
@@ -175,6 +200,7 @@ class AttemptRepository:
             },
         )
         self._close_attempts([(r.id, r.attempt, "lost", None, None, None) for r in rows])
+        self._tell(rows, after=JobState.QUEUED, reason=Reason.LAPSED)
         self._fail_lost([row.id for row in rows])
         checks = self._uow.training.take_back_checks(session_id)
         self._uow.training.release_devices(session_id)
@@ -222,59 +248,63 @@ class AttemptRepository:
         )
 
     def _fail_one(self, failure: Failure, max_retries: int, worker: str | None) -> list[str]:
-        now = self._uow.now
-        error = failure.error
+        now, pair = self._uow.now, (failure.job_id, failure.attempt)
+        num_losses = jobs.c.num_losses + failure.num_losses
+        after, reason = JobState.QUEUED, Reason.RETRYABLE_ERROR
         rows: Sequence[Row[Any]] = []
         if failure.retry_after_s is not None:
-            rows = self._end(
-                [(failure.job_id, failure.attempt)],
-                after=JobState.QUEUED,
-                reason=Reason.RETRYABLE_ERROR,
-                values={
-                    "run_after": now + failure.retry_after_s,
-                    "num_retries": jobs.c.num_retries + 1,
-                    "num_losses": jobs.c.num_losses + failure.num_losses,
-                },
+            again = {"run_after": now + failure.retry_after_s, "num_retries": jobs.c.num_retries + 1}
+            rows = self._fence(
+                [pair],
+                after=after,
+                values={**again, "num_losses": num_losses},
                 condition=jobs.c.num_retries < max_retries,
-                worker=worker,
             )
         if not rows:
-            rows = self._end(
-                [(failure.job_id, failure.attempt)],
-                after=JobState.FAILED,
-                reason=Reason.FAILED,
-                values={
-                    "finished_at": now,
-                    "error": error,
-                    "num_losses": jobs.c.num_losses + failure.num_losses,
-                },
-                worker=worker,
-            )
-        self._close_attempts([(r.id, r.attempt, "failed", None, failure.timings, error) for r in rows])
+            after, reason = JobState.FAILED, Reason.FAILED
+            values = {"finished_at": now, "error": failure.error, "num_losses": num_losses}
+            rows = self._fence([pair], after=after, values=values)
+        self._close_attempts([(r.id, r.attempt, "failed", None, failure.timings, failure.error) for r in rows])
+        self._tell(rows, after=after, reason=reason, worker=worker)
         return [row.id for row in rows]
 
-    def _end(
+    def _fence(
         self,
         pairs: Sequence[tuple[str, int]],
         *,
         after: JobState,
-        reason: Reason,
         values: dict[str, Any],
         condition: sa.ColumnElement[bool] | None = None,
-        worker: str | None = None,
     ) -> Sequence[Row[Any]]:
-        """The fence: only (job, attempt) pairs that are running now move to `after`."""
+        """The fence: only (job, attempt) pairs that are running now move to `after`. Say so with `_tell` at the end.
+
+        A job that was cut into shards has no attempt that runs: it moves with its shards alone.
+        """
         if not pairs:
             return []
+        self._uow.shards.lock_parents(parents_of(job_id for job_id, _ in pairs))
+        numbers = {attempt for _, attempt in pairs}
+        is_mine = (
+            jobs.c.attempt == numbers.pop() if len(numbers) == 1 else sa.tuple_(jobs.c.id, jobs.c.attempt).in_(pairs)
+        )
+        # By id as well as by pair: SQLite reads the whole table for pairs alone.
         statement = (
             sa.update(jobs)
-            .where(sa.tuple_(jobs.c.id, jobs.c.attempt).in_(sorted(pairs)), jobs.c.state == JobState.RUNNING)
+            .where(
+                jobs.c.id.in_([job_id for job_id, _ in pairs]),
+                is_mine,
+                jobs.c.state == JobState.RUNNING,
+                sa.not_(jobs.c.is_sharded),
+            )
             .values(state=after, event_seq=jobs.c.event_seq + 1, message_id=None, session_id=None, **values)
-            .returning(jobs.c.id, jobs.c.attempt, jobs.c.event_seq)
+            .returning(jobs.c.id, jobs.c.attempt, jobs.c.event_seq, *WANTS_NOTICE)
         )
         if condition is not None:
             statement = statement.where(condition)
-        rows = self._conn.execute(statement).all()
+        return self._conn.execute(statement).all()
+
+    def _tell(self, rows: Sequence[Row[Any]], *, after: JobState, reason: Reason, worker: str | None = None) -> None:
+        """The events of a move, once all that belongs to it is written: the end of a shard may end its job."""
         self._uow.events.add_states(
             [(r.id, r.event_seq) for r in rows],
             before=JobState.RUNNING,
@@ -282,25 +312,14 @@ class AttemptRepository:
             reason=reason,
             attempt=[r.attempt for r in rows],
             worker=worker,
+            ends=rows,
         )
-        return rows
 
     def _close_attempts(
         self, ended: Sequence[tuple[str, int, str, int | None, dict[str, Any] | None, dict[str, Any] | None]]
     ) -> None:
         if not ended:
             return
-        statement = (
-            sa.update(attempts)
-            .where(attempts.c.job_id == sa.bindparam("b_job"), attempts.c.attempt == sa.bindparam("b_attempt"))
-            .values(
-                finished_at=sa.bindparam("b_finished"),
-                outcome=sa.bindparam("b_outcome"),
-                tokens=sa.bindparam("b_tokens"),
-                timings=sa.bindparam("b_timings", type_=attempts.c.timings.type),
-                error=sa.bindparam("b_error", type_=attempts.c.error.type),
-            )
-        )
         rows = [
             {
                 "b_job": job_id,
@@ -313,9 +332,10 @@ class AttemptRepository:
             }
             for job_id, attempt, outcome, tokens, timings, error in ended
         ]
-        self._conn.execute(statement, rows)
+        _CLOSE.execute(self._conn, rows)
 
     def _claim_message(self, message_id: str, session_id: str, now: float) -> bool:
+        """Whether the message is this session's; the jobs whose shards it names are held from then on."""
         statement = (
             sa.update(messages)
             .where(
@@ -324,7 +344,13 @@ class AttemptRepository:
             )
             .values(claimed_at=now, session_id=session_id)
         )
-        return self._conn.execute(statement).rowcount == 1
+        if self._uow.is_sqlite:  # one transaction at a time writes: nothing has to be held
+            return self._conn.execute(statement).rowcount == 1
+        row = self._conn.execute(statement.returning(_PARENTS_OF_MESSAGE)).one_or_none()
+        if row is None:
+            return False
+        self._uow.shards.lock_parents(sorted(row.parents.split(",")) if row.parents else ())
+        return True
 
     def _claimed_before(self, message_id: str, session_id: str, now: float) -> list[ClaimedJob]:
         """What an earlier, unanswered commit of the same claim took (the connection broke behind it)."""
@@ -332,17 +358,23 @@ class AttemptRepository:
             jobs.c.message_id == message_id, jobs.c.session_id == session_id, jobs.c.state == JobState.RUNNING
         )
         found: Sequence[Any] = self._conn.execute(query).all()
-        return self._with_payloads(sorted(found, key=lambda row: str(row.id)), now)
+        rows: list[Row[Any]] = sorted(found, key=lambda row: str(row.id))
+        return self._with_payloads(rows, message_id, session_id, now)
 
-    def _with_payloads(self, rows: Sequence[Row[Any]], now: float) -> list[ClaimedJob]:
-        query = sa.select(job_inputs.c.job_id, job_inputs.c.payload).where(
-            job_inputs.c.job_id.in_([row.id for row in rows])
-        )
-        payloads = {row.job_id: bytes(row.payload) for row in self._conn.execute(query)}
-        return [_claimed(row, payloads[row.id], now) for row in rows]
+    def _with_payloads(
+        self, rows: Sequence[Row[Any]], message_id: str, session_id: str, now: float
+    ) -> list[ClaimedJob]:
+        """The rows, which are all that runs under this message and session, with their inputs."""
+        claimed = sa.select(jobs.c.id).where(jobs.c.message_id == message_id, jobs.c.session_id == session_id)
+        query = sa.select(job_inputs).where(job_inputs.c.job_id.in_(claimed))
+        inputs = {row.job_id: row for row in self._conn.execute(query)}
+        return [_claimed(row, inputs[row.id], now) for row in rows]
 
 
-def _claimed(row: Row[Any], payload: bytes, now: float) -> ClaimedJob:
+def _claimed(row: Row[Any], given: Row[Any], now: float) -> ClaimedJob:
+    blob = None
+    if given.blob_path is not None:
+        blob = InputBlob(given.blob_path, given.blob_offset, given.blob_size, given.sha256)
     return ClaimedJob(
         id=row.id,
         attempt=row.attempt,
@@ -352,13 +384,15 @@ def _claimed(row: Row[Any], payload: bytes, now: float) -> ClaimedJob:
         version_id=row.version_id,
         model_ref=row.model_ref,
         options=row.options,
-        payload=payload,
+        payload=bytes(given.payload),
         num_inputs=row.num_inputs,
         is_alone=row.is_alone,
         num_losses=row.num_losses,
         created_at=row.created_at,
         claimed_at=now,
         deadline_at=row.deadline_at,
+        input_file_id=row.input_file_id,
+        input_blob=blob,
     )
 
 

@@ -154,19 +154,22 @@ class Database:
     ) -> tuple[list[tuple[Any, Exception | None]], list[Callable[[], None]]]:
         outcomes: list[tuple[Any, Exception | None]] = []
         hooks: list[Callable[[], None]] = []
-        with self._write_engine.begin() as conn:
+        is_single = len(group) == 1
+        with self._write_engine.connect() as conn, conn.begin() as transaction:
             for item in group:
                 uow = UnitOfWork(conn, is_sqlite=self.is_sqlite, is_retry=is_retry)
                 try:
-                    value = self._run_one(conn, item, uow, is_single=len(group) == 1)
+                    value = self._run_one(conn, item, uow, is_single=is_single)
                 except DBAPIError as exc:
                     if _may_retry(exc) or _is_unavailable(exc):
                         raise
-                    if len(group) == 1:
+                    if is_single:
                         raise
                     outcomes.append((None, exc))
                     continue
                 except Exception as exc:  # noqa: BLE001 - one unit's error is its caller's, not the group's
+                    if is_single:
+                        transaction.rollback()
                     outcomes.append((None, exc))
                     continue
                 outcomes.append((value, None))
@@ -175,17 +178,8 @@ class Database:
 
     @staticmethod
     def _run_one(conn: Connection, item: _Item, uow: UnitOfWork, *, is_single: bool) -> Any:
-        if is_single:
-            savepoint = conn.begin_nested()
-            try:
-                value = item.work(uow)
-            except DBAPIError:
-                raise
-            except Exception:
-                savepoint.rollback()
-                raise
-            savepoint.commit()
-            return value
+        if is_single:  # the transaction is its own: a savepoint in it would be two statements for nothing
+            return item.work(uow)
         with conn.begin_nested():
             return item.work(uow)
 
@@ -246,8 +240,8 @@ def _begin_deferred(conn: Connection) -> None:
     conn.exec_driver_sql("BEGIN")
 
 
-def _dump_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+_dump_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""Made once: `json.dumps` with arguments of its own makes an encoder for each value."""
 
 
 def _may_retry(exc: DBAPIError) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
+from ondol.contract.ids import parent_of
 from ondol.contract.states import TERMINAL, JobState, Reason
-from ondol.sql.records import EventRecord
+from ondol.sql.many_rows import ManyRows
+from ondol.sql.records import EventRecord, JsonObject
 from ondol.sql.tables import events, jobs
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
+
+
+_INSERT = ManyRows(sa.insert(events), events.c.keys())
 
 
 class EventRepository:
@@ -32,19 +37,36 @@ class EventRepository:
         before: JobState | None = None,
         attempt: int | Sequence[int] | None = None,
         worker: str | None = None,
+        ends: Sequence[Row[Any]] | None = None,
     ) -> None:
-        """One state event a job, and the notices that its end is due; `attempt` is one number for all or one a job."""
+        """One state event a job, and whatever its end is due; `attempt` is one number for all or one a job.
+
+        Comes last when jobs end: what belongs to the end (result, error, attempt) is written already. `ends`: rows with
+        `notices.WANTS_NOTICE`, if they are at hand.
+        """
         if not jobs_and_seqs:
             return
-        rows = []
-        for i, (job_id, seq) in enumerate(jobs_and_seqs):
-            data: dict[str, Any] = {"from": before, "to": after, "reason": reason}
-            data["attempt"] = attempt[i] if isinstance(attempt, Sequence) else attempt
-            data["worker"] = worker
-            rows.append({"job_id": job_id, "seq": seq, "created_at": self._uow.now, "type": "state", "data": data})
-        self._conn.execute(sa.insert(events), rows)
+        numbers = attempt if isinstance(attempt, Sequence) else [attempt] * len(jobs_and_seqs)
+        move = {"from": before, "to": after, "reason": reason}
+        data = {number: {**move, "attempt": number, "worker": worker} for number in set(numbers)}
+        self.insert(
+            {"job_id": job_id, "seq": seq, "created_at": self._uow.now, "type": "state", "data": data[number]}
+            for (job_id, seq), number in zip(jobs_and_seqs, numbers, strict=True)
+        )
         if after in TERMINAL:
-            self._uow.notices.add_for(jobs_and_seqs)
+            self._end(jobs_and_seqs, after, ends)
+
+    def _end(self, ended: Sequence[tuple[str, int]], state: JobState, rows: Sequence[Row[Any]] | None) -> None:
+        """Every end passes here: that of a job is told outside, that of a shard is settled with its job."""
+        shards = [job_id for job_id, _ in ended if parent_of(job_id) is not None]
+        if len(shards) < len(ended):
+            self._uow.notices.add_for(ended, rows)
+        if shards and state is not JobState.CANCELLED:  # those are cancelled with their job alone
+            self._uow.shards.settle(shards)
+
+    def insert(self, rows: Iterable[JsonObject]) -> None:
+        """Write rows of `events`, whose numbers the job's row has given already."""
+        _INSERT.execute(self._conn, list(rows))
 
     def append(self, job_id: str, *, attempt: int, type: str, data: dict[str, Any]) -> int | None:
         """Append an event of the attempt that runs, or checks files; its seq, or None when the attempt is stale."""

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Row
 from ondol.contract.errors import FileInUse, FileNotFound
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL
-from ondol.sql.tables import files, jobs
+from ondol.sql.tables import IS_NOT_SHARDED, files, jobs
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -106,20 +106,20 @@ class FileRepository:
         if not self._uow.is_sqlite:
             query = query.with_for_update()
         record = _one(self._conn.execute(query).one_or_none(), file_id)
-        job_id = self._named_by_jobs(project_id).get(file_id)
+        fine_tune = self._named_by_fine_tunes(project_id).get(file_id)
+        if fine_tune is not None:
+            raise _in_use(file_id, f"the unfinished fine-tune {fine_tune}", fine_tune, until="has ended")
+        job_id = self._conn.execute(sa.select(jobs.c.id).where(_is_still_read(file_id)).limit(1)).scalar()
         if job_id is not None:
-            raise FileInUse(
-                f"file {file_id} is in use by the unfinished fine-tune {job_id}; delete it when that job has ended,"
-                f" or cancel the job first (`ondol jobs cancel {job_id}`)",
-                param="file_id",
-            )
+            raise _in_use(file_id, f"job {job_id}, which has not read it yet", job_id, until="has begun or ended")
         self.forget([file_id])
         return record
 
     def expired(self, limit: int = 100) -> list[FileRecord]:
         """Files to purge, of all projects: expired, and named by no unfinished job. Oldest first."""
-        query = sa.select(files).where(sa.not_(self._is_valid())).order_by(files.c.id)
-        named = self._named_by_jobs()
+        is_read = sa.exists().where(_is_still_read(files.c.id))
+        query = sa.select(files).where(sa.not_(self._is_valid()), sa.not_(is_read)).order_by(files.c.id)
+        named = self._named_by_fine_tunes()
         if named:
             query = query.where(files.c.id.not_in(named))
         return [_record(row) for row in self._conn.execute(query.limit(limit))]
@@ -142,7 +142,7 @@ class FileRepository:
     def _is_valid(self) -> sa.ColumnElement[bool]:
         return sa.or_(files.c.expires_at.is_(None), files.c.expires_at > self._uow.now)
 
-    def _named_by_jobs(self, project_id: str | None = None) -> dict[str, str]:
+    def _named_by_fine_tunes(self, project_id: str | None = None) -> dict[str, str]:
         """Files that unfinished fine-tunes name, each with one such job. They are few: compared here, not in SQL."""
         query = sa.select(jobs.c.id, jobs.c.options).where(
             jobs.c.kind == JobKind.FINE_TUNE, jobs.c.state.not_in(list(TERMINAL))
@@ -155,6 +155,19 @@ class FileRepository:
                 if row.options.get(field):
                     named.setdefault(row.options[field], row.id)
         return named
+
+
+def _is_still_read(file_id: str | sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Unfinished jobs whose inputs are the rows of the file, and that have not been cut into shards from it."""
+    return sa.and_(jobs.c.input_file_id == file_id, IS_NOT_SHARDED, jobs.c.state.not_in(list(TERMINAL)))
+
+
+def _in_use(file_id: str, by: str, job_id: str, *, until: str) -> FileInUse:
+    return FileInUse(
+        f"file {file_id} is in use by {by}; delete it when that job {until},"
+        f" or cancel the job first (`ondol jobs cancel {job_id}`)",
+        param="file_id",
+    )
 
 
 def _one(row: Row[Any] | None, file_id: str) -> FileRecord:

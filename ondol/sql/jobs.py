@@ -6,17 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
 from ondol.contract.errors import Conflict, IllegalTransition, JobNotFound
 from ondol.contract.kinds import JobKind
-from ondol.contract.states import TERMINAL, JobState, Priority, Reason, sources_of
-from ondol.sql.records import JobRecord, NewJob
+from ondol.contract.states import TERMINAL, JobState, Reason, sources_of
+from ondol.sql.job_rows import JOB_COLUMNS, input_row, job_query, job_row, record_of, record_of_new, shard_row
+from ondol.sql.many_rows import ManyRows
+from ondol.sql.records import FreedBlobs, JobRecord, JsonObject, NewJob
+from ondol.sql.shards import parents_of
 from ondol.sql.tables import (
+    IS_NOT_SHARDED,
     IS_QUEUED,
     IS_RUNG,
     IS_WAITING,
+    IS_WHOLE,
     attempts,
     checkpoints,
     events,
@@ -30,15 +34,19 @@ if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
 
 
+_INSERT_JOBS = ManyRows(sa.insert(jobs), JOB_COLUMNS)
+_INSERT_INPUTS = ManyRows(sa.insert(job_inputs), job_inputs.c.keys())
+
+
 class JobRepository:
-    """Jobs of all projects; whoever passes `project_id` sees that project's alone."""
+    """Jobs of all projects; whoever passes `project_id` sees that project's alone, and never shards."""
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
         self._conn = uow.conn
 
     def add_all(self, new: Sequence[NewJob]) -> list[JobRecord]:
-        """Record jobs as queued, each with its first event; nothing is rung here.
+        """Record jobs as queued, with their shards, each with its first event; nothing is rung here.
 
         Conflict if a job of the same project and task is recorded already.
         """
@@ -47,13 +55,28 @@ class JobRepository:
         if not new:
             return []
         now = self._uow.now
-        rows = [_job_row(job, now) for job in new]
-        self._insert(rows)
-        self._conn.execute(sa.insert(job_inputs), [{"job_id": job.id, "payload": job.payload} for job in new])
+        rows = [job_row(job, now) for job in new]
+        inputs = [input_row(job.id, job) for job in new]
+        shards = []
+        for job, row in zip(new, rows, strict=True):
+            for shard in job.shards:
+                shards.append(shard_row(job.id, row, shard, now))
+                inputs.append(input_row(shards[-1]["id"], shard))
+        self.insert(rows + shards, inputs)
         for state in {job.state for job in new}:
-            begun = [(job.id, 1) for job in new if job.state is state]
+            begun = [(row["id"], 1) for row in (*rows, *shards) if row["state"] == state]
             self._uow.events.add_states(begun, after=state, reason=Reason.ACCEPTED, attempt=None)
-        return [_record_of_new(job, row) for job, row in zip(new, rows, strict=True)]
+        return [record_of_new(job, row) for job, row in zip(new, rows, strict=True)]
+
+    def insert(self, rows: Sequence[JsonObject], inputs: Sequence[JsonObject]) -> None:
+        """Write rows of jobs or shards and of their inputs as `job_rows` makes them; Conflict as in `add_all`."""
+        try:
+            _INSERT_JOBS.execute(self._conn, rows)
+        except IntegrityError as exc:
+            if any(row["task_id"] is not None for row in rows):
+                raise Conflict("a job of this task is recorded already", code="task_already_recorded") from exc
+            raise
+        _INSERT_INPUTS.execute(self._conn, inputs)
 
     def get(self, job_id: str, project_id: str) -> JobRecord:
         """The job, or JobNotFound."""
@@ -64,14 +87,12 @@ class JobRepository:
 
     def get_many(self, ids: Sequence[str], project_id: str) -> list[JobRecord]:
         """Those of the jobs that exist in the project, in no particular order."""
-        query = _job_query().where(jobs.c.id.in_(ids), jobs.c.project_id == project_id)
-        return [_record(row) for row in self._conn.execute(query)]
+        return self._records(job_query().where(jobs.c.id.in_(ids), jobs.c.project_id == project_id))
 
     def by_task(self, task_id: str, project_id: str) -> JobRecord | None:
         """The job that a Celery producer submitted as this task, if it is recorded."""
-        query = _job_query().where(jobs.c.task_id == task_id, jobs.c.project_id == project_id)
-        row = self._conn.execute(query).one_or_none()
-        return None if row is None else _record(row)
+        found = self._records(job_query().where(jobs.c.task_id == task_id, jobs.c.project_id == project_id))
+        return found[0] if found else None
 
     def states_of(self, ids: Sequence[str]) -> dict[str, tuple[JobState, int]]:
         """State and last event number of each job that exists."""
@@ -101,7 +122,7 @@ class JobRepository:
 
         `metadata`: only jobs that bear all of these; an empty mapping: only jobs that bear none.
         """
-        query = _job_query().where(jobs.c.project_id == project_id).order_by(jobs.c.id.desc()).limit(limit + 1)
+        query = job_query().where(jobs.c.project_id == project_id).order_by(jobs.c.id.desc()).limit(limit + 1)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
         if state is not None:
@@ -116,37 +137,37 @@ class JobRepository:
             query = query.where(_bears(metadata))
         if after is not None:
             query = query.where(jobs.c.id < after)
-        found = [_record(row) for row in self._conn.execute(query)]
+        found = self._records(query)
         return found[:limit], len(found) > limit
 
     def queue_position(self, job: JobRecord, *, at_most: int = 10_000) -> int:
-        """How many queued jobs of the same class go before this one, counted up to `at_most`."""
+        """How many queued jobs of the same class go before this one; at most `at_most` of their rows are looked at."""
         goes_before = sa.or_(
             jobs.c.run_after < job.run_after, sa.and_(jobs.c.run_after == job.run_after, jobs.c.id < job.id)
         )
         num = 0
         for part in (IS_WAITING, IS_RUNG):
             ahead = (
-                sa.select(jobs.c.id)
+                sa.select(jobs.c.parent_id)
                 .where(part, jobs.c.priority == job.priority, jobs.c.run_after <= job.run_after, goes_before)
                 .limit(at_most)
                 .subquery()
             )
-            num += int(self._conn.execute(sa.select(sa.func.count()).select_from(ahead)).scalar_one())
+            num += int(self._conn.execute(sa.select(num_jobs(ahead.c.parent_id)).select_from(ahead)).scalar_one())
         return min(num, at_most)
 
     def backlog(self) -> tuple[int, int]:
-        """Jobs that are queued, and the sum of their estimated tokens."""
-        num_jobs = num_tokens = 0
+        """Jobs that are queued, or of which shards are, and the sum of the estimated tokens of what is queued."""
+        num = num_tokens = 0
         for part in (IS_WAITING, IS_RUNG):  # a partial index each; one condition over both would read all finished jobs
-            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.estimated_tokens), 0))
+            query = sa.select(num_jobs(jobs.c.parent_id), sa.func.coalesce(sa.func.sum(jobs.c.estimated_tokens), 0))
             count, tokens = self._conn.execute(query.where(part)).one()
-            num_jobs, num_tokens = num_jobs + int(count), num_tokens + int(tokens)
-        return num_jobs, num_tokens
+            num, num_tokens = num + int(count), num_tokens + int(tokens)
+        return num, num_tokens
 
     def num_finished_since(self, since: float) -> int:
         """Jobs that ended after `since`: the measured drain rate's numerator."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.finished_at > since)
+        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.finished_at > since, IS_WHOLE)
         return int(self._conn.execute(query).scalar_one())
 
     def payload(self, job_id: str) -> bytes:
@@ -155,7 +176,10 @@ class JobRepository:
         return bytes(self._conn.execute(query).scalar_one())
 
     def cancel(self, job_id: str, project_id: str) -> JobRecord:
-        """Cancel the job unless it has ended otherwise (IllegalTransition); a second cancel changes nothing."""
+        """Cancel the job and its shards unless it has ended otherwise (IllegalTransition).
+
+        A second cancel changes nothing.
+        """
         job = self.get(job_id, project_id)
         if job.state is JobState.CANCELLED:
             return job
@@ -177,10 +201,13 @@ class JobRepository:
             .where(attempts.c.job_id == job_id, attempts.c.finished_at.is_(None))
             .values(finished_at=self._uow.now, outcome="cancelled")
         )
-        return self.get(job_id, project_id)
+        cancelled = self.get(job_id, project_id)
+        if cancelled.is_sharded:  # asked now: it may have been planned since it was looked at
+            self._uow.shards.cancel(job_id)
+        return cancelled
 
     def retry(self, job_id: str, project_id: str) -> JobRecord:
-        """Queue a failed job again, with a fresh budget of losses and retries; its history stays."""
+        """Queue a failed job again, with a fresh budget of losses and retries; its history stays, and so do answers."""
         job = self.get(job_id, project_id)
         values = {
             "finished_at": None,
@@ -202,13 +229,15 @@ class JobRepository:
             only_from=frozenset({JobState.FAILED}),
         ):
             raise IllegalTransition(f"job {job_id} is {job.state}; only a failed job can be retried")
+        if job.is_sharded:
+            self._uow.shards.retry(job_id, values)
         return self.get(job_id, project_id)
 
     def expire_deadlines(self, *, limit: int = 1000) -> list[str]:
-        """Fail queued jobs whose deadline has passed."""
+        """Fail queued jobs and shards whose deadline has passed; a sharded job fails with its last shard."""
         query = (
             sa.select(jobs.c.id)
-            .where(IS_QUEUED, jobs.c.deadline_at.is_not(None), jobs.c.deadline_at < self._uow.now)
+            .where(IS_QUEUED, IS_NOT_SHARDED, jobs.c.deadline_at.is_not(None), jobs.c.deadline_at < self._uow.now)
             .order_by(jobs.c.id)
             .limit(limit)
         )
@@ -222,19 +251,26 @@ class JobRepository:
             only_from=frozenset({JobState.QUEUED}),
         )
 
-    def delete(self, job_id: str, project_id: str) -> str | None:
-        """Delete the job with inputs, result and events; answers the blob path that is now free, if any.
+    def delete(self, job_id: str, project_id: str) -> FreedBlobs:
+        """Delete the job with its shards, inputs, results and events; the files in the store that are now free.
 
         IllegalTransition while the job is active: cancel it first.
         """
         job = self.get(job_id, project_id)
         if job.state not in TERMINAL:
             raise IllegalTransition(f"job {job_id} is {job.state}; cancel it before deleting it")
+        freed = self._uow.shards.delete(job_id) if job.is_sharded else FreedBlobs((), ())
         blob = self._conn.execute(sa.select(results.c.blob_path).where(results.c.job_id == job_id)).scalar()
         for table in (events, attempts, results, job_inputs, checkpoints, notices):
             self._conn.execute(sa.delete(table).where(table.c.job_id == job_id))
         self._conn.execute(sa.delete(jobs).where(jobs.c.id == job_id))
-        return blob
+        return freed if blob is None else FreedBlobs((*freed.results, blob), freed.inputs)
+
+    def _records(self, query: sa.Select[Any]) -> list[JobRecord]:
+        rows = self._conn.execute(query).all()
+        ended = {row.id: JobState(row.state) for row in rows if row.is_sharded and row.state in TERMINAL}
+        tokens = self._uow.shards.tokens_of(ended) if ended else {}
+        return [record_of(row, tokens) for row in rows]
 
     def _move(
         self,
@@ -248,92 +284,31 @@ class JobRepository:
         if not ids:
             return []
         sources = only_from or sources_of(after)
-        before = dict(
-            self._conn.execute(sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids)).with_for_update()).all()
-            if not self._uow.is_sqlite
-            else self._conn.execute(sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids))).all()
-        )
+        self._uow.shards.lock_parents(parents_of(ids))
+        query = sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids)).order_by(jobs.c.id)
+        before = dict(self._conn.execute(query if self._uow.is_sqlite else query.with_for_update()).all())
         statement = (
             sa.update(jobs)
             .where(jobs.c.id.in_(ids), jobs.c.state.in_(sources))
             .values(state=after, event_seq=jobs.c.event_seq + 1, message_id=None, session_id=None, **values)
             .returning(jobs.c.id, jobs.c.event_seq, jobs.c.attempt)
         )
-        moved = self._conn.execute(statement).all()
-        for row in moved:
+        moved = sorted(self._conn.execute(statement).all(), key=lambda row: str(row.id))
+        for state in sorted({before[row.id] for row in moved}):
+            rows = [row for row in moved if before[row.id] == state]
             self._uow.events.add_states(
-                [(row.id, row.event_seq)],
-                before=JobState(before[row.id]),
+                [(row.id, row.event_seq) for row in rows],
+                before=JobState(state),
                 after=after,
                 reason=reason,
-                attempt=row.attempt,
+                attempt=[row.attempt for row in rows],
             )
         return [row.id for row in moved]
-
-    def _insert(self, rows: list[dict[str, Any]]) -> None:
-        try:
-            self._conn.execute(sa.insert(jobs), rows)
-        except IntegrityError as exc:
-            if any(row["task_id"] is not None for row in rows):
-                raise Conflict("a job of this task is recorded already", code="task_already_recorded") from exc
-            raise
 
     def _without_known(self, new: Sequence[NewJob]) -> list[NewJob]:
         query = sa.select(jobs.c.id).where(jobs.c.id.in_([job.id for job in new]))
         known = {row.id for row in self._conn.execute(query)}
         return [job for job in new if job.id not in known]
-
-
-def _job_row(job: NewJob, now: float) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "project_id": job.project_id,
-        "kind": job.kind.value,
-        "state": job.state.value,
-        "priority": job.priority.value,
-        "version_id": job.version_id,
-        "model_ref": job.model_ref,
-        "options": job.options,
-        "job_metadata": job.metadata,
-        "num_inputs": job.num_inputs,
-        "num_done": 0,
-        "estimated_tokens": job.estimated_tokens,
-        "created_at": now,
-        "run_after": job.run_after if job.run_after is not None else now,
-        "deadline_at": now + job.deadline_s if job.deadline_s is not None else None,
-        "event_seq": 1,
-        "task_id": job.task_id,
-        "ignores_result": job.ignores_result,
-        "webhook": job.webhook,
-    }
-
-
-def _record_of_new(job: NewJob, row: dict[str, Any]) -> JobRecord:
-    return JobRecord(
-        id=job.id,
-        project_id=job.project_id,
-        kind=job.kind,
-        state=job.state,
-        priority=job.priority,
-        model_ref=job.model_ref,
-        metadata=job.metadata,
-        num_inputs=job.num_inputs,
-        num_done=0,
-        created_at=row["created_at"],
-        run_after=row["run_after"],
-        deadline_at=row["deadline_at"],
-        started_at=None,
-        finished_at=None,
-        attempt=0,
-        worker=None,
-        tokens=None,
-        timings=None,
-        error=None,
-        event_seq=1,
-        task_id=job.task_id,
-        webhook=job.webhook,
-        options=job.options,
-    )
 
 
 def _bears(metadata: Mapping[str, str]) -> sa.ColumnElement[bool]:
@@ -351,44 +326,6 @@ def _bears(metadata: Mapping[str, str]) -> sa.ColumnElement[bool]:
     )
 
 
-def _job_query() -> sa.Select[Any]:
-    latest = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == jobs.c.attempt)
-    return sa.select(
-        jobs,
-        attempts.c.worker,
-        attempts.c.tokens,
-        attempts.c.timings.label("attempt_timings"),
-        attempts.c.message_id.label("attempt_message_id"),
-    ).select_from(jobs.outerjoin(attempts, latest))
-
-
-def _record(row: Row[Any]) -> JobRecord:
-    return JobRecord(
-        id=row.id,
-        project_id=row.project_id,
-        kind=JobKind(row.kind),
-        state=JobState(row.state),
-        priority=Priority(row.priority),
-        model_ref=row.model_ref,
-        metadata=row.job_metadata,
-        num_inputs=row.num_inputs,
-        num_done=row.num_done,
-        created_at=row.created_at,
-        run_after=row.run_after,
-        deadline_at=row.deadline_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        attempt=row.attempt,
-        worker=row.worker,
-        tokens=row.tokens,
-        timings=row.attempt_timings,
-        error=row.error,
-        event_seq=row.event_seq,
-        resolved=row.resolved,
-        pause_requested_at=row.pause_requested_at,
-        device_released_at=row.device_released_at,
-        task_id=row.task_id,
-        webhook=row.webhook,
-        message_id=row.attempt_message_id,
-        options=row.options,
-    )
+def num_jobs(parent_id: sa.ColumnElement[str | None]) -> sa.ColumnElement[int]:
+    """How many jobs the rows belong to, of which this is the column `parent_id`: shards of one job are one job."""
+    return sa.func.count(sa.case((parent_id.is_(None), 1))) + sa.func.count(parent_id.distinct())

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
+from ondol.sql.jobs import num_jobs
 from ondol.sql.notices import Channel
 from ondol.sql.sessions import INFER, TRAIN
 from ondol.sql.tables import IS_RUNG, IS_UNFINISHED_TRAINING, IS_WAITING, jobs, notices, sessions
@@ -30,7 +31,10 @@ TRAINING_QUEUE = JobKind.FINE_TUNE.value
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """A look at the whole system; queues are the classes, and `fine-tune`."""
+    """A look at the whole system; queues are the classes, and `fine-tune`.
+
+    A sharded job is one job, counted where a shard of it is: queued, running, or both.
+    """
 
     num_queued: Mapping[str, int]
     oldest_s: Mapping[str, float]
@@ -65,7 +69,8 @@ def _queues(uow: UnitOfWork) -> tuple[dict[str, int], dict[str, float]]:
         (sa.and_(IS_UNFINISHED_TRAINING, jobs.c.session_id.is_(None)), sa.literal(TRAINING_QUEUE)),
     )
     for condition, name in parts:
-        columns = (name.label("queue"), sa.func.count().label("num"), sa.func.min(jobs.c.run_after).label("since"))
+        since_when = sa.func.min(jobs.c.run_after).label("since")
+        columns = (name.label("queue"), num_jobs(jobs.c.parent_id).label("num"), since_when)
         for row in uow.conn.execute(sa.select(*columns).where(condition).group_by(sa.text("queue"))):
             num[row.queue] += int(row.num)
             since[row.queue] = min(since.get(row.queue, row.since), row.since)
@@ -74,7 +79,7 @@ def _queues(uow: UnitOfWork) -> tuple[dict[str, int], dict[str, float]]:
 
 def _running(uow: UnitOfWork) -> dict[str, int]:
     query = (
-        sa.select(jobs.c.kind, sa.func.count().label("num"))
+        sa.select(jobs.c.kind, num_jobs(jobs.c.parent_id).label("num"))
         .where(jobs.c.session_id.is_not(None), jobs.c.state == JobState.RUNNING)
         .group_by(jobs.c.kind)
     )

@@ -140,10 +140,12 @@ class ModelRepository(AliasRepository):
             alias_points_to=f"{name}:{points_to.number}" if points_to is not None else None,
         )
 
-    def resolved_dtype(self, manifest_digest: str, device_kind: str) -> DtypeRecord | None:
-        """What the fidelity check found for these files on this kind of device, if it was done."""
+    def resolved_dtype(self, manifest_digest: str, device_kind: str, engine: str = "torch") -> DtypeRecord | None:
+        """What the fidelity check found for these files by this engine on this kind of device, if it was done."""
         query = sa.select(version_dtypes).where(
-            version_dtypes.c.manifest_digest == manifest_digest, version_dtypes.c.device_kind == device_kind
+            version_dtypes.c.manifest_digest == manifest_digest,
+            version_dtypes.c.device_kind == device_kind,
+            version_dtypes.c.engine == engine,
         )
         row = self._conn.execute(query).one_or_none()
         return None if row is None else _dtype_record(row)
@@ -172,7 +174,7 @@ class ModelRepository(AliasRepository):
             "created_at": self._uow.now,
         }
         self._conn.execute(self._insert(version_dtypes).values(**row).on_conflict_do_nothing())
-        return self.resolved_dtype(found.manifest_digest, found.device_kind) or found
+        return self.resolved_dtype(found.manifest_digest, found.device_kind, found.engine) or found
 
     def _make_model(self, project_id: str, name: str) -> str:
         """The model's id, its row made if need be, and locked; waits for another transaction that makes it now."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _IS_WAITING = notices.c.status == sa.literal_column("'waiting'", sa.String)
 _MAX_ANSWER = 512
+WANTS_NOTICE = (jobs.c.webhook, jobs.c.task_id, jobs.c.ignores_result)
+"""The columns of a job that say who is to be told of its end."""
 
 
 class Channel(StrEnum):
@@ -82,21 +84,29 @@ class NoticeRepository:
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
         self._conn = uow.conn
+        self.num_added = 0
+        """Notices that were written in this unit of work."""
 
-    def add_for(self, ended: Sequence[tuple[str, int]]) -> None:
-        """Notices of the jobs (id, seq of the event of their end) that somebody wants to be told of."""
-        query = sa.select(jobs.c.id, jobs.c.webhook, jobs.c.task_id, jobs.c.ignores_result).where(
-            jobs.c.id.in_([job_id for job_id, _ in ended]),
-            sa.or_(jobs.c.webhook.is_not(None), jobs.c.task_id.is_not(None)),
-        )
+    def add_for(self, ended: Sequence[tuple[str, int]], known: Sequence[Any] | None = None) -> None:
+        """Notices of the jobs (id, seq of the event of their end) that somebody wants to be told of.
+
+        `known`: rows of these jobs with `id` and `WANTS_NOTICE`, where the statement that ended them has given them.
+        """
+        if known is None:
+            query = sa.select(jobs.c.id, *WANTS_NOTICE).where(
+                jobs.c.id.in_([job_id for job_id, _ in ended]),
+                sa.or_(jobs.c.webhook.is_not(None), jobs.c.task_id.is_not(None)),
+            )
+            known = list(self._conn.execute(query))
         seqs = dict(ended)
         rows = []
-        for job in self._conn.execute(query):
+        for job in known:
             task_id = None if job.ignores_result else job.task_id
             wanted = ((Channel.WEBHOOK, job.webhook), (Channel.CELERY, task_id))
             rows += [self._new(job.id, seqs[job.id], channel) for channel, target in wanted if target is not None]
         if rows:
             self._conn.execute(sa.insert(notices), rows)
+            self.num_added += len(rows)
 
     def claim(self, channel: Channel, *, for_s: float, limit: int = 50) -> list[DueNotice]:
         """Take due notices for `for_s` seconds; one that is not closed by then comes due again."""

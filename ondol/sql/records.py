@@ -12,8 +12,37 @@ JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class InputBlob:
+    """Where a shard's payload stands in the store: `size` bytes from `offset` of the file at `path`."""
+
+    path: str
+    offset: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewShard:
+    """A slice of a job's inputs about to be recorded; `payload` and `blob` exclude each other.
+
+    The payload is a UTF-8 JSON list of inputs, or `{"inputs": […], "ids": […]}` where the caller named an id column.
+    """
+
+    number: int
+    first_input: int
+    num_inputs: int
+    estimated_tokens: int
+    payload: bytes = b""
+    blob: InputBlob | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
-    """A validated job about to be recorded. `payload` is the input as UTF-8 JSON."""
+    """A validated job about to be recorded. `payload` is the input as UTF-8 JSON.
+
+    With `shards` it is recorded together with them and is itself never run. With `input_file_id` and without `shards`
+    its first attempt plans them; `payload` then is `{"columns": {"text", "text_pair", "id"}}` (null: the default).
+    """
 
     id: str
     project_id: str
@@ -36,6 +65,10 @@ class NewJob:
     """The URL that is told of the job's end."""
     state: JobState = JobState.QUEUED
     """Where the job begins: a fine-tune's files are validated first."""
+    shards: tuple[NewShard, ...] = ()
+    input_file_id: str | None = None
+    batch: JsonObject | None = None
+    """What OpenAI's batch object says of the job beside its state: endpoint, completion_window, output files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +103,24 @@ class JobRecord:
     message_id: str | None = None
     """The message by which the latest attempt was rung: the id of its task in Flower."""
     options: JsonObject = field(default_factory=dict)
+    is_sharded: bool = False
+    input_file_id: str | None = None
+    batch: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """One shard of a job as a reader of the result sees it; `result` is there when it succeeded."""
+
+    id: str
+    number: int
+    first_input: int
+    num_inputs: int
+    state: JobState
+    error: JsonObject | None
+    result: ResultRecord | None
+    input_blob: InputBlob | None = None
+    """Where its payload is, if it was cut from a file; inputs without a result bear the caller's ids only there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +142,10 @@ class ClaimedJob:
     created_at: float
     claimed_at: float
     deadline_at: float | None
+    input_file_id: str | None = None
+    """The file whose rows are the inputs: this attempt plans the shards and runs nothing on the device."""
+    input_blob: InputBlob | None = None
+    """Where the payload is when it is not in `payload`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +208,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class FreedBlobs:
+    """Files of the store that a deleted job named: results (`ResultBlobs`) and inputs (`InputBlobs`)."""
+
+    results: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EventRecord:
     """One event of a job."""
 
@@ -188,6 +251,8 @@ class SessionRecord:
     warm: tuple[str, ...]
     expires_at: float
     role: str = "infer"
+    memory_bytes: int | None = None
+    """What its warm models may take; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,29 @@ for a backlog of any size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 
-from ondol.contract.ids import new_id
+from ondol.contract.ids import new_id, shard_id
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
+from ondol.sql.placement import MessageOut, MessageSize, Placed, Placement, ReadyWorker
 from ondol.sql.records import RungMessage
 from ondol.sql.sessions import INFER, TRAIN
-from ondol.sql.tables import IS_RUNG, IS_WAITING, jobs, messages, sessions
+from ondol.sql.tables import IS_RUNG, IS_WAITING, jobs, messages, sessions, versions
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
 
 
 _CHOOSERS_LOCK = 0x6F6E646F6C  # "ondol"
+_MIN_LOOK, _MAX_LOOK = 128, 1024
+_MAX_PAGES = 4
+_LAST_SHARD = 999_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +55,20 @@ class RingRepository:
     def choose(self, limits: WindowLimits) -> list[RungMessage]:
         """Fill the windows of all ready workers with waiting jobs; publish what it answers after the commit.
 
-        Jobs go in the order in which they might run; one that was handed back or taken back keeps its place.
-
-        Workers take turns, one message each, so that a short backlog is spread over the devices.
+        Jobs go in the order in which they might run, to workers that are warm for them (`ondol.sql.placement`); one
+        that was handed back or taken back keeps its place.
         """
         chosen: list[RungMessage] = []
-        workers = self._ready_workers(INFER)
+        workers = self._ready_workers()
+        out = self._out(workers) if workers else []
         for priority in Priority if workers else ():
-            room = self._room(workers, priority, limits)
-            while room:
-                progress = False
-                for worker in sorted(room, key=lambda w: -room[w]):
-                    message = self._choose_one(worker, priority, limits)
-                    if message is None:
-                        break
-                    chosen.append(message)
-                    progress = True
-                    room[worker] -= 1
-                if not progress:
-                    break
-                room = {worker: left for worker, left in room.items() if left > 0}
-        return chosen + self._uow.training.choose(self._ready_workers(TRAIN))
+            num_out = Counter(message.worker for message, of_class in out if of_class == priority)
+            room = {w.name: left for w in workers if (left := limits.of(priority) - num_out[w.name]) > 0}
+            if room:
+                placed = self._place(workers, out, room, priority, limits)
+                chosen += [self._record(each, priority) for each in placed]
+                out += [(MessageOut(p.worker, p.versions, p.line, self._uow.now), priority.value) for p in placed]
+        return chosen + self._uow.training.choose(self._ready_trainers())
 
     def finish(self, message_id: str) -> None:
         """Forget a message whose handler is done; what is still queued under it waits to be rung again."""
@@ -119,9 +116,21 @@ class RingRepository:
             self._conn.execute(sa.delete(messages).where(messages.c.id.in_(ids)))
         return len(ids)
 
-    def _ready_workers(self, role: str) -> list[str]:
-        query = (
-            sa.select(sessions.c.worker)
+    def _ready_workers(self) -> list[ReadyWorker]:
+        if not self._uow.is_sqlite:
+            # One chooser at a time counts the windows. Not a lock on the sessions' rows: two processes whose groups of
+            # work each renew a session and choose would wait for each other.
+            self._conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHOOSERS_LOCK)))
+        columns = (sessions.c.worker, sessions.c.warm, sessions.c.memory_bytes)
+        rows = self._conn.execute(self._ready(INFER, *columns))
+        return [ReadyWorker(row.worker, frozenset(row.warm), row.memory_bytes) for row in rows]
+
+    def _ready_trainers(self) -> list[str]:
+        return [row.worker for row in self._conn.execute(self._ready(TRAIN, sessions.c.worker))]
+
+    def _ready(self, role: str, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+        return (
+            sa.select(*columns)
             .where(
                 sessions.c.ended_at.is_(None),
                 sessions.c.is_ready,
@@ -130,62 +139,106 @@ class RingRepository:
             )
             .order_by(sessions.c.worker)
         )
-        if not self._uow.is_sqlite:
-            # One chooser at a time counts the windows. Not a lock on the sessions' rows: two processes whose groups of
-            # work each renew a session and choose would wait for each other.
-            self._conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHOOSERS_LOCK)))
-        return [row.worker for row in self._conn.execute(query)]
 
-    def _room(self, workers: Sequence[str], priority: Priority, limits: WindowLimits) -> dict[str, int]:
-        query = (
-            sa.select(messages.c.worker, sa.func.count().label("num"))
-            .where(messages.c.priority == priority, messages.c.worker.in_(workers))
-            .group_by(messages.c.worker)
-        )
-        out = {row.worker: int(row.num) for row in self._conn.execute(query)}
-        room = {worker: limits.of(priority) - out.get(worker, 0) for worker in workers}
-        return {worker: left for worker, left in room.items() if left > 0}
+    def _out(self, workers: Sequence[ReadyWorker]) -> list[tuple[MessageOut, str]]:
+        """The messages in the windows of the workers, each with its class."""
+        query = sa.select(
+            messages.c.worker, messages.c.priority, messages.c.versions, messages.c.parent_id, messages.c.rung_at
+        ).where(messages.c.worker.in_([worker.name for worker in workers]))
+        return [
+            (MessageOut(row.worker, tuple(row.versions or ()), row.parent_id, row.rung_at), row.priority)
+            for row in self._conn.execute(query)
+        ]
 
-    def _choose_one(self, worker: str, priority: Priority, limits: WindowLimits) -> RungMessage | None:
-        query = (
-            sa.select(jobs.c.id, jobs.c.attempt, jobs.c.kind, jobs.c.estimated_tokens, jobs.c.is_alone)
-            .where(IS_WAITING, jobs.c.priority == priority, jobs.c.run_after <= self._uow.now)
-            .order_by(jobs.c.run_after, jobs.c.id)
-            .limit(limits.message_jobs)
+    def _place(
+        self,
+        workers: Sequence[ReadyWorker],
+        out: Sequence[tuple[MessageOut, str]],
+        room: Mapping[str, int],
+        priority: Priority,
+        limits: WindowLimits,
+    ) -> list[Placed]:
+        """What goes to whom, of the head of the class's waiting jobs."""
+        num_looked_at = min(max(_MIN_LOOK, limits.message_jobs * sum(room.values())), _MAX_LOOK)
+        waiting = self._waiting(priority, num_looked_at)
+        if not waiting:
+            return []
+        held: dict[str, set[str]] = {}
+        for message, _ in out:
+            held.setdefault(message.worker, set()).update(message.versions)
+        placement = Placement(
+            workers=workers,
+            out=[message for message, of_class in out if of_class == priority],
+            held=held,
+            sizes=self._sizes(waiting) if any(worker.memory_bytes for worker in workers) else {},
+            size=MessageSize(limits.message_jobs, limits.message_tokens),
+            now=self._uow.now,
         )
-        if not self._uow.is_sqlite:
-            query = query.with_for_update(skip_locked=True)
-        waiting: Sequence[Any] = self._conn.execute(query).all()
-        rows = _cut(waiting, limits.message_tokens)
-        if not rows:
-            return None
-        message_id, ids = new_id("msg"), [row.id for row in rows]
-        self._conn.execute(
-            sa.insert(messages),
-            [
-                {
-                    "id": message_id,
-                    "worker": worker,
-                    "priority": priority.value,
-                    "num_jobs": len(ids),
-                    "rung_at": self._uow.now,
-                }
-            ],
-        )
-        self._conn.execute(sa.update(jobs).where(jobs.c.id.in_(ids)).values(message_id=message_id))
+        placed = placement.place(waiting, room)
+        return placed if self._uow.is_sqlite else self._locked(placed)
+
+    def _waiting(self, priority: Priority, limit: int) -> list[Any]:
+        """The head of the class in the order of ringing, and behind each job with very many shards the next ones."""
+        found: list[Any] = []
+        query = waiting_query(priority, self._uow.now).limit(limit)
+        for _ in range(_MAX_PAGES):
+            page = self._conn.execute(query).all()
+            found += page
+            if len(page) < limit or page[-1].parent_id is None:
+                break
+            last = page[-1]
+            behind = sa.tuple_(jobs.c.run_after, jobs.c.id) > sa.tuple_(
+                sa.literal(last.run_after), sa.literal(shard_id(last.parent_id, _LAST_SHARD))
+            )
+            query = waiting_query(priority, self._uow.now).where(behind).limit(limit)
+        return found
+
+    def _sizes(self, waiting: Iterable[Any]) -> dict[str, int]:
+        ids = {row.version_id for row in waiting if row.version_id is not None}
+        query = sa.select(versions.c.id, versions.c.size_bytes).where(versions.c.id.in_(ids))
+        return {row.id: row.size_bytes for row in self._conn.execute(query)} if ids else {}
+
+    def _locked(self, placed: Sequence[Placed]) -> list[Placed]:
+        """The same without jobs that somebody else is changing at this moment: they are rung in the next round."""
+        ids = [job.id for each in placed for job in each.jobs]
+        if not ids:
+            return []
+        query = sa.select(jobs.c.id).where(jobs.c.id.in_(ids), IS_WAITING).with_for_update(skip_locked=True)
+        locked = {row.id for row in self._conn.execute(query)}
+        kept = [Placed(each.worker, tuple(job for job in each.jobs if job.id in locked)) for each in placed]
+        return [each for each in kept if each.jobs]
+
+    def _record(self, placed: Placed, priority: Priority) -> RungMessage:
+        message_id, rows = new_id("msg"), placed.jobs
+        message = {
+            "id": message_id,
+            "worker": placed.worker,
+            "priority": priority.value,
+            "num_jobs": len(rows),
+            "rung_at": self._uow.now,
+            "versions": list(placed.versions),
+            "parent_id": placed.line,
+        }
+        self._conn.execute(sa.insert(messages), [message])
+        self._conn.execute(sa.update(jobs).where(jobs.c.id.in_([r.id for r in rows])).values(message_id=message_id))
         pairs = tuple((row.id, row.attempt) for row in rows)
-        return RungMessage(message_id, worker, priority, JobKind(rows[0].kind), pairs)
+        return RungMessage(message_id, placed.worker, priority, JobKind(rows[0].kind), pairs)
 
 
-def _cut(rows: Sequence[Row[Any]], max_tokens: int) -> list[Row[Any]]:
-    """The head of `rows` that fits one message: one kind, within the tokens; a job that must be alone stays alone."""
-    taken: list[Row[Any]] = []
-    tokens = 0
-    for row in rows:
-        if taken and (row.kind != taken[0].kind or row.is_alone or tokens + row.estimated_tokens > max_tokens):
-            break
-        taken.append(row)
-        tokens += row.estimated_tokens
-        if row.is_alone or row.kind == JobKind.IMPORT:
-            break
-    return taken
+def waiting_query(priority: Priority, now: float) -> sa.Select[Any]:
+    """Waiting jobs of a class that may run, in the order of ringing; the partial index answers its head."""
+    return (
+        sa.select(
+            jobs.c.id,
+            jobs.c.attempt,
+            jobs.c.kind,
+            jobs.c.estimated_tokens,
+            jobs.c.is_alone,
+            jobs.c.version_id,
+            jobs.c.model_ref,
+            jobs.c.parent_id,
+            jobs.c.run_after,
+        )
+        .where(IS_WAITING, jobs.c.priority == priority, jobs.c.run_after <= now)
+        .order_by(jobs.c.run_after, jobs.c.id)
+    )

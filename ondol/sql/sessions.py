@@ -36,10 +36,12 @@ class SessionRepository:
         pid: int,
         lease_s: float,
         role: str = INFER,
+        memory_bytes: int | None = None,
     ) -> str:
         """Open a session and answer its id. Sessions that this worker name had before end here, their jobs go back.
 
-        `role`: what is rung for it, batches of rows (`INFER`) or fine-tunes (`TRAIN`).
+        `role`: what is rung for it, batches of rows (`INFER`) or fine-tunes (`TRAIN`). `memory_bytes`: what its warm
+        models may take.
         """
         now = self._uow.now
         earlier = sa.select(sessions.c.id).where(sessions.c.worker == worker, sessions.c.ended_at.is_(None))
@@ -64,6 +66,7 @@ class SessionRepository:
                     "renewed_at": now,
                     "expires_at": now + lease_s,
                     "warm": [],
+                    "memory_bytes": memory_bytes,
                 }
             ],
         )
@@ -147,4 +150,5 @@ def _record(row: Row[Any]) -> SessionRecord:
         warm=tuple(row.warm),
         expires_at=row.expires_at,
         role=row.roles,
+        memory_bytes=row.memory_bytes,
     )

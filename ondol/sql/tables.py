@@ -78,6 +78,11 @@ jobs = sa.Table(
     sa.Column("resolved", sa.JSON(none_as_null=True)),
     sa.Column("pause_requested_at", _Time),
     sa.Column("device_released_at", _Time),
+    sa.Column("parent_id", _Id),
+    sa.Column("first_input", sa.Integer),
+    sa.Column("num_open_shards", sa.Integer),
+    sa.Column("input_file_id", _Id),
+    sa.Column("batch", sa.JSON(none_as_null=True)),
 )
 # Conditions that a partial index answers carry the state as a literal: a bound value is not seen to imply the index's.
 IS_QUEUED = jobs.c.state == sa.literal_column("'queued'", sa.String)
@@ -86,8 +91,20 @@ IS_TRAINING = jobs.c.kind == sa.literal_column("'fine-tune'", sa.String)
 IS_UNFINISHED_TRAINING = sa.and_(
     IS_TRAINING, jobs.c.state.in_(sa.literal_column(state, sa.String) for state in ("'queued'", "'validating_files'"))
 )
-IS_WAITING = sa.and_(IS_QUEUED, jobs.c.message_id.is_(None), jobs.c.kind != sa.literal_column("'fine-tune'", sa.String))
-"""Queued for a device, and named by no message; fine-tunes, which wait for trainers, apart."""
+# As text: a Boolean expression is written as `… = 1` for SQLite, which is not seen to imply the index's condition.
+IS_NOT_SHARDED = sa.text("NOT jobs.is_sharded")
+IS_WAITING = sa.and_(
+    IS_QUEUED,
+    jobs.c.message_id.is_(None),
+    jobs.c.kind != sa.literal_column("'fine-tune'", sa.String),
+    IS_NOT_SHARDED,
+)
+"""Queued for a device, and named by no message; fine-tunes, which wait for trainers, and jobs that are run as their
+shards, apart."""
+IS_SHARD = jobs.c.parent_id.is_not(None)
+"""A slice of a sharded job's inputs: a job row of its own that nobody outside sees (decision 15)."""
+IS_WHOLE = jobs.c.parent_id.is_(None)
+"""A job that somebody submitted."""
 IS_RUNG = sa.and_(IS_QUEUED, jobs.c.message_id.is_not(None))
 """Queued, and named by a message that nobody has claimed."""
 IS_HOLDING_A_DEVICE = sa.and_(
@@ -115,14 +132,14 @@ sa.Index(
     jobs.c.priority,
     jobs.c.run_after,
     jobs.c.id,
-    postgresql_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune'"),
-    sqlite_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune'"),
+    postgresql_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune' AND NOT is_sharded"),
+    sqlite_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune' AND NOT is_sharded"),
 )
 sa.Index(
     "ix_jobs_finished",
     jobs.c.finished_at,
-    postgresql_where=sa.text("finished_at IS NOT NULL"),
-    sqlite_where=sa.text("finished_at IS NOT NULL"),
+    postgresql_where=sa.text("finished_at IS NOT NULL AND parent_id IS NULL"),
+    sqlite_where=sa.text("finished_at IS NOT NULL AND parent_id IS NULL"),
 )
 sa.Index(
     "ix_jobs_message",
@@ -142,7 +159,33 @@ sa.Index(
     postgresql_where=sa.text("deadline_at IS NOT NULL AND state = 'queued'"),
     sqlite_where=sa.text("deadline_at IS NOT NULL AND state = 'queued'"),
 )
-sa.Index("ix_jobs_project", jobs.c.project_id, jobs.c.id)
+sa.Index(
+    "ix_jobs_project",
+    jobs.c.project_id,
+    jobs.c.id,
+    postgresql_where=sa.text("parent_id IS NULL"),
+    sqlite_where=sa.text("parent_id IS NULL"),
+)
+sa.Index(
+    "ix_jobs_parent",
+    jobs.c.parent_id,
+    jobs.c.first_input,
+    postgresql_where=sa.text("parent_id IS NOT NULL"),
+    sqlite_where=sa.text("parent_id IS NOT NULL"),
+)
+sa.Index(
+    "ix_jobs_batch",
+    jobs.c.project_id,
+    jobs.c.id,
+    postgresql_where=sa.text("batch IS NOT NULL"),
+    sqlite_where=sa.text("batch IS NOT NULL"),
+)
+sa.Index(
+    "ix_jobs_input_file",
+    jobs.c.input_file_id,
+    postgresql_where=sa.text("input_file_id IS NOT NULL"),
+    sqlite_where=sa.text("input_file_id IS NOT NULL"),
+)
 sa.Index(
     "ix_jobs_task",
     jobs.c.project_id,
@@ -157,6 +200,10 @@ job_inputs = sa.Table(
     metadata,
     sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("blob_path", sa.String(256)),
+    sa.Column("blob_offset", sa.BigInteger),
+    sa.Column("blob_size", sa.BigInteger),
+    sa.Column("sha256", sa.String(64)),
 )
 
 checkpoints = sa.Table(
@@ -171,24 +218,6 @@ checkpoints = sa.Table(
     sa.Column("is_best", sa.Boolean, nullable=False),
     sa.Column("created_at", _Time, nullable=False),
     sa.Column("deleted_at", _Time),
-)
-
-shards = sa.Table(
-    "shards",
-    metadata,
-    sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("first_input", sa.Integer, nullable=False),
-    sa.Column("num_inputs", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("num_lapses", sa.Integer, nullable=False, default=0),
-    sa.Column("num_losses", sa.Integer, nullable=False, default=0),
-    sa.Column("message_id", _Id),
-    sa.Column("session_id", _Id),
-    sa.Column("input_digest", sa.String(64)),
-    sa.Column("blob_digest", sa.String(64)),
-    sa.Column("error", sa.JSON(none_as_null=True)),
 )
 
 attempts = sa.Table(
@@ -283,6 +312,7 @@ sessions = sa.Table(
     sa.Column("ended_at", _Time),
     sa.Column("end_reason", sa.String(24)),
     sa.Column("warm", sa.JSON, nullable=False),
+    sa.Column("memory_bytes", sa.BigInteger),
 )
 sa.Index(
     "ix_sessions_open",
@@ -301,6 +331,8 @@ messages = sa.Table(
     sa.Column("rung_at", _Time, nullable=False),
     sa.Column("claimed_at", _Time),
     sa.Column("session_id", _Id),
+    sa.Column("versions", sa.JSON(none_as_null=True)),
+    sa.Column("parent_id", _Id),
 )
 sa.Index("ix_messages_window", messages.c.worker, messages.c.priority)
 
@@ -360,7 +392,7 @@ version_dtypes = sa.Table(
     metadata,
     sa.Column("manifest_digest", sa.String(64), primary_key=True),
     sa.Column("device_kind", sa.String(32), primary_key=True),
-    sa.Column("engine", sa.String(16), nullable=False),
+    sa.Column("engine", sa.String(16), primary_key=True),
     sa.Column("dtype", sa.String(16), nullable=False),
     sa.Column("fidelity", sa.JSON, nullable=False),
     sa.Column("is_packed", sa.Boolean, nullable=False),

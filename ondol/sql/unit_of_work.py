@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ondol.sql.attempts import AttemptRepository
+from ondol.sql.batches import BatchRepository
 from ondol.sql.checkpoints import CheckpointRepository
 from ondol.sql.events import EventRepository
 from ondol.sql.files import FileRepository
@@ -22,6 +23,7 @@ from ondol.sql.notices import NoticeRepository
 from ondol.sql.results import ResultRepository
 from ondol.sql.ringing import RingRepository
 from ondol.sql.sessions import SessionRepository
+from ondol.sql.shards import ShardRepository
 from ondol.sql.training import TrainingRepository
 from ondol.sql.usage import UsageRepository
 
@@ -55,6 +57,16 @@ class UnitOfWork:
     def attempts(self) -> AttemptRepository:
         """Claiming and ending attempts, fenced."""
         return AttemptRepository(self)
+
+    @cached_property
+    def shards(self) -> ShardRepository:
+        """The slices of sharded jobs, and how they end their jobs."""
+        return ShardRepository(self)
+
+    @cached_property
+    def batches(self) -> BatchRepository:
+        """Jobs that OpenAI's batch routes show."""
+        return BatchRepository(self)
 
     @cached_property
     def events(self) -> EventRepository:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from ondol.contract.states import Priority
 from workers.rows import BatchKey, DeviceModel, Row, Work
+
+_numbers = itertools.count(1000)
 
 
 def key_of(model: str = "tiny:1") -> BatchKey:
@@ -25,10 +28,10 @@ def work_of(
     age_s: float = 0.0,
     deadline_at: float | None = None,
     is_alone: bool = False,
-    token: int = 7,
+    token: int | None = None,
     on_done: Callable[[Work], None] | None = None,
 ) -> Work:
-    """A work with one row a length, queued `age_s` seconds ago."""
+    """A work with one row a length, queued `age_s` seconds ago; its ids are `token`, or else no row is as another."""
     work = Work(
         id=id,
         key=key_of(model),
@@ -38,5 +41,6 @@ def work_of(
         on_done=on_done,
         enqueued_at=time.monotonic() - age_s,
     )
-    work.add_rows([Row(np.full(length, token, dtype=np.int32), work, i) for i, length in enumerate(lengths)])
+    tokens = [next(_numbers) if token is None else token for _ in lengths]
+    work.add_rows([Row(np.full(n, tokens[i], dtype=np.int32), work, i) for i, n in enumerate(lengths)])
     return work

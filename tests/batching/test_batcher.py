@@ -11,7 +11,7 @@ import pytest
 from ondol.contract.errors import DeadlineExceeded
 from ondol.contract.states import Priority
 from tests.batching.rows import key_of, work_of
-from workers.batcher import Batcher
+from workers.batcher import MAX_OVERTAKING, Batcher
 from workers.rows import Batch, Row
 
 pytestmark = pytest.mark.unit
@@ -72,11 +72,47 @@ def test_interactive_rows_overtake_those_that_came_a_moment_before() -> None:
     assert [batch.rows[0].work.id for batch in _all(batcher)] == ["now", "normal", "bulk"]
 
 
-def test_a_bulk_row_that_waited_its_grace_goes_before_fresh_interactive_ones() -> None:
+def test_interactive_rows_wait_for_no_backlog_however_old() -> None:
     batcher = _batcher(budget=10)
+    batcher.add([work_of([10] * 100, id="bulk", priority=Priority.BULK, age_s=60)])
     batcher.add([work_of([10], id="now", priority=Priority.INTERACTIVE)])
-    batcher.add([work_of([10], id="bulk", priority=Priority.BULK, age_s=5.5)])
-    assert [batch.rows[0].work.id for batch in _all(batcher)] == ["bulk", "now"]
+    assert [batch.rows[0].work.id for batch in _all(batcher)][:2] == ["now", "bulk"]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_aged_row_gets_its_turn_under_constant_interactive_load(*, padded: bool) -> None:
+    batcher = _batcher(padded=padded, budget=10)
+    batcher.add([work_of([10] * 2, id="bulk", priority=Priority.BULK, age_s=5.5)])
+    batcher.add([work_of([10] * 20, id="now", priority=Priority.INTERACTIVE)])
+    order = [batch.rows[0].work.id for batch in _all(batcher)]
+    turns = [i for i, name in enumerate(order) if name == "bulk"]
+    assert turns == [MAX_OVERTAKING, 2 * MAX_OVERTAKING + 1]
+
+
+def test_a_row_within_its_grace_has_no_claim_to_a_turn() -> None:
+    batcher = _batcher(budget=10)
+    batcher.add([work_of([10], id="bulk", priority=Priority.BULK, age_s=2)])
+    batcher.add([work_of([10] * 9, id="now", priority=Priority.INTERACTIVE)])
+    assert [batch.rows[0].work.id for batch in _all(batcher)] == ["now"] * 9 + ["bulk"]
+
+
+def test_an_interactive_row_leads_a_batch_that_bulk_rows_fill() -> None:
+    batcher = _batcher(budget=30)
+    batcher.add([work_of([10] * 9, id="bulk", priority=Priority.BULK, age_s=60)])
+    batcher.add([work_of([10], id="now", priority=Priority.INTERACTIVE)])
+    batch = _next(batcher)
+    assert batch is not None and [row.work.id for row in batch.rows] == ["now", "bulk", "bulk"]
+
+
+def test_while_calls_come_bulk_is_not_sent_ahead() -> None:
+    batcher = _batcher(budget=10)
+    batcher.add([work_of([10] * 9, id="bulk", priority=Priority.BULK)])
+    assert _next(batcher, is_idle=False) is not None, "no call came: the pipeline is kept full"
+    batcher.add([work_of([10], id="now", priority=Priority.INTERACTIVE)])
+    ahead = _next(batcher, is_idle=False)
+    assert ahead is not None and ahead.rows[0].work.id == "now"
+    assert _next(batcher, is_idle=False) is None
+    assert _next(batcher, is_idle=True) is not None
 
 
 def test_rows_of_a_struck_work_are_dropped_when_packing() -> None:

@@ -80,6 +80,28 @@ def test_each_row_gets_its_own_vector() -> None:
                 np.testing.assert_array_equal(output, hash_vector(row.ids, 32), err_msg=f"row of {i}")
 
 
+def test_identical_rows_run_once_and_each_work_is_answered() -> None:
+    with _device() as device:
+        works = [work_of([6], id=str(i), token=3) for i in range(50)]
+        device.run(works)
+        assert sum(header["shape"][0] for header in device.ran) < 50
+        for work in works:
+            [output] = work.outputs
+            assert output is not None and not output.flags.writeable
+            np.testing.assert_array_equal(output, hash_vector(work.rows[0].ids, 32))
+            assert work.forward_s > 0 and work.started_at is not None
+
+
+def test_twins_of_a_guilty_row_share_its_end() -> None:
+    with _device("--trigger-token", str(TRIGGER)) as device:
+        guilty = [work_of([4], id=f"guilty-{i}", token=TRIGGER) for i in range(3)]
+        innocent = work_of([4], id="innocent")
+        device.run([*guilty, innocent])
+        assert all(work.errors[0].code == "worker_lost" and work.num_new_losses == 3 for work in guilty)
+        assert not innocent.errors
+        assert device.num_starts <= 6, "the three died together, not one after the other"
+
+
 def test_bisection_isolates_the_guilty_row_and_its_neighbours_succeed() -> None:
     with _device("--trigger-token", str(TRIGGER)) as device:
         guilty = work_of([4], id="guilty", token=TRIGGER)

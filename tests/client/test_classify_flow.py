@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from ondol import Entity, ItemErrors, LabelScore, OndolAPIError, OndolError, PartialResults
-from ondol.client import bulk_flow
 from ondol.client.classify_flow import classify_request
 from tests.client.scripted_server import ScriptedServer, client_of, error_json, job_json
 
@@ -28,13 +27,14 @@ def _answer(*found: Any) -> httpx.Response:
     return httpx.Response(200, json=list(found))
 
 
-def _as_jobs(*results: list[dict[str, Any]]) -> list[httpx.Response]:
-    """One job a result: accepted, ended, its result given."""
-    ids = [f"job_{number}" for number in range(len(results))]
-    accepted = [httpx.Response(202, json=job_json(job_id)) for job_id in ids]
-    ended = [httpx.Response(200, json=job_json(job_id, "succeeded")) for job_id in ids]
-    given = [httpx.Response(200, json={"object": "list", "data": items, "model": "m:1"}) for items in results]
-    return [*accepted, *ended, *given]
+def _as_job(*items: dict[str, Any]) -> list[httpx.Response]:
+    """A job: accepted, ended, its result given item by item."""
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    return [
+        httpx.Response(202, json=job_json("job_1")),
+        httpx.Response(200, json=job_json("job_1", "succeeded")),
+        httpx.Response(200, content=lines.encode()),
+    ]
 
 
 def _item(index: int, output: Any) -> dict[str, Any]:
@@ -85,14 +85,13 @@ def test_entities_are_typed_with_and_without_aggregation() -> None:
     assert _body(server.requests[0])["parameters"] == {"aggregation_strategy": "none"}  # nothing is ever cut
 
 
-def test_many_inputs_are_jobs_whose_results_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_flow, "MAX_JOB_TEXTS", 2)
-    server = ScriptedServer(_as_jobs([_item(0, GLAD), _item(1, GLAD)], [_item(0, GLAD[:1])]))
+def test_many_inputs_are_one_job() -> None:
+    server = ScriptedServer(_as_job(_item(0, GLAD), _item(1, GLAD), _item(2, GLAD[:1])))
     found = client_of(server).classify(["a", ("b", "c"), "d"], model="m", top_k=2, as_job=True)
     assert [len(labels) for labels in found] == [2, 2, 1]
-    sent = [_body(request) for request in server.requests[:2]]
-    assert [body["input"] for body in sent] == [["a", {"text": "b", "text_pair": "c"}], ["d"]]
-    assert (sent[0]["kind"], sent[0]["options"]) == ("text-classification", {"top_k": 2})
+    sent = _body(server.requests[0])
+    assert sent["input"] == ["a", {"text": "b", "text_pair": "c"}, "d"]
+    assert (sent["kind"], sent["options"]) == ("text-classification", {"top_k": 2})
 
 
 def test_what_a_call_does_not_know_is_refused_by_a_job() -> None:
@@ -103,20 +102,13 @@ def test_what_a_call_does_not_know_is_refused_by_a_job() -> None:
 
 
 def test_failed_inputs_raise_with_the_partial_result_or_come_back() -> None:
-    jobs = [_item(0, [ADA]), _failed(1)]
+    items = (_item(0, [ADA]), _failed(1))
     with pytest.raises(ItemErrors) as caught:
-        client_of(ScriptedServer(_as_jobs(jobs))).tag(["Ada", "b"], model="m", as_job=True)
+        client_of(ScriptedServer(_as_job(*items))).tag(["Ada", "b"], model="m", as_job=True)
     assert caught.value.partial == [[Entity("NAME", 0.5, "Ada", 0, 3)], None]
-    outcome = client_of(ScriptedServer(_as_jobs(jobs))).tag(["Ada", "b"], model="m", as_job=True, errors="return")
+    outcome = client_of(ScriptedServer(_as_job(*items))).tag(["Ada", "b"], model="m", as_job=True, errors="return")
     assert isinstance(outcome, PartialResults)
     assert (list(outcome.errors), outcome.results[1]) == ([1], None)
-
-
-def test_errors_of_the_second_job_count_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_flow, "MAX_JOB_TEXTS", 2)
-    server = ScriptedServer(_as_jobs([_item(0, GLAD), _item(1, GLAD)], [_failed(0)]))
-    outcome = client_of(server).classify(["a", "b", "c"], model="m", as_job=True, errors="return")
-    assert list(outcome.errors) == [2]
 
 
 def _refusal(code: str, param: str | None) -> httpx.Response:
@@ -124,7 +116,7 @@ def _refusal(code: str, param: str | None) -> httpx.Response:
 
 
 def test_a_call_refused_for_one_input_goes_as_a_job_so_that_the_others_succeed() -> None:
-    server = ScriptedServer([_refusal("context_length_exceeded", "inputs[1]"), *_as_jobs([_item(0, GLAD), _failed(1)])])
+    server = ScriptedServer([_refusal("context_length_exceeded", "inputs[1]"), *_as_job(*[_item(0, GLAD), _failed(1)])])
     outcome = client_of(server).classify(["a", "b"], model="m", truncate="error", errors="return")
     assert list(outcome.errors) == [1]
     assert _body(server.requests[1])["options"] == {"truncate": "error"}
@@ -160,6 +152,6 @@ def test_what_is_no_model_reference_is_refused_before_anything_is_sent(model: st
 
 def test_labels_are_not_vectors() -> None:
     refused = httpx.Response(406, json=error_json("not_acceptable", "no npy", "Accept"))
-    result = httpx.Response(200, json={"object": "list", "data": [_item(0, GLAD)]})
+    result = httpx.Response(200, json=_item(0, GLAD))
     with pytest.raises(OndolError, match="labels or entities"):
         client_of(ScriptedServer([refused, result])).jobs.vectors("job_1")

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from ondol import ItemErrors, JobFailed, OndolError
-from ondol.client import bulk_flow
-from ondol.client.bulk_flow import MAX_JOB_BYTES, MAX_JOB_TEXTS, BulkRequest, job_requests
+from ondol.client.bulk_flow import BulkRequest
 from ondol.client.embed_flow import embed_request
 from tests.client.scripted_server import ScriptedServer, client_of, error_json, job_json
 
@@ -73,35 +72,21 @@ def test_what_a_call_cannot_do_becomes_a_job(make: Callable[[], BulkRequest]) ->
     assert not make().is_call()
 
 
-def test_many_texts_are_cut_into_jobs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_flow, "MAX_JOB_TEXTS", 2)
-    replies = [
-        _submitted("job_1"),
-        _submitted("job_2"),
-        _ended("job_1"),
-        _ended("job_2"),
-        _npy([[1], [2]]),
-        _npy([[3]]),
-    ]
-    server = ScriptedServer(replies)
-    vectors = client_of(server).embed(["a", "b", "c"], model="m", as_job=True)
-    assert vectors.tolist() == [[1], [2], [3]]
-    assert [_body(request)["input"] for request in server.requests[:2]] == [["a", "b"], ["c"]]
-
-
-def test_jobs_are_bounded_by_texts_and_by_bytes() -> None:
-    many = job_requests(embed_request(["a"] * (MAX_JOB_TEXTS + 1), "m", {}))
-    large = job_requests(embed_request(["가" * (MAX_JOB_BYTES // 6)] * 3, "m", {}))
-    assert [len(list(job.input)) for job in many if isinstance(job.input, list)] == [MAX_JOB_TEXTS, 1]
-    assert [len(list(job.input)) for job in large if isinstance(job.input, list)] == [2, 1]
+def test_any_number_of_texts_is_one_job() -> None:
+    server = ScriptedServer([_submitted("job_1"), _ended("job_1"), _npy([[1]] * 5000)])
+    vectors = client_of(server).embed(["a"] * 5000, model="m")
+    assert vectors.shape == (5000, 1) and vectors.dtype == np.float32
+    assert _body(server.requests[0])["input"] == ["a"] * 5000
+    assert server.requests[-1].headers["accept"] == "application/x-npy"
 
 
 def _one_bad_item() -> list[Any]:
+    vector = base64.b64encode(np.array([1, 2], dtype="<f4").tobytes()).decode()
     items = [
-        {"index": 0, "output": [1.0, 2.0]},
+        {"index": 0, "output": vector},
         {"index": 1, "error": {"code": "context_length_exceeded", "message": "long"}},
     ]
-    result = httpx.Response(200, json={"object": "list", "data": items, "model": "m:1"})
+    result = httpx.Response(200, content="\n".join(map(json.dumps, items)).encode())
     return [_submitted("job_1"), _ended("job_1"), httpx.Response(406, json=error_json("not_acceptable")), result]
 
 
@@ -124,18 +109,14 @@ def test_a_call_refused_for_one_input_goes_as_a_job_so_that_the_others_succeed()
     server = ScriptedServer([refused, *_one_bad_item()])
     outcome = client_of(server).embed(["a", "b"], model="m", truncate="error", errors="return")
     assert list(outcome.errors) == [1]
-    assert _body(server.requests[1])["options"] == {"truncate": "error"}
+    assert _body(server.requests[1])["options"] == {"truncate": "error", "encoding": "base64"}
 
 
-def test_when_one_job_fails_the_others_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_flow, "MAX_JOB_TEXTS", 1)
+def test_a_job_that_failed_raises_its_error() -> None:
     failed = _ended("job_1", "failed", error={"code": "worker_lost", "message": "lost"})
     conflict = httpx.Response(409, json=error_json("illegal_transition"), headers={"x-should-retry": "false"})
-    cancelled = _ended("job_2", "cancelled")
-    server = ScriptedServer([_submitted("job_1"), _submitted("job_2"), failed, conflict, cancelled])
     with pytest.raises(JobFailed, match="worker_lost"):
-        client_of(server).embed(["a", "b"], model="m", as_job=True)
-    assert server.requests[-1].url.path == "/v1/jobs/job_2/cancel"
+        client_of(ScriptedServer([_submitted("job_1"), failed, conflict])).embed(["a", "b"], model="m", as_job=True)
 
 
 def test_ctrl_c_cancels_what_was_submitted() -> None:

@@ -135,6 +135,5 @@ def test_cancelling_a_task_cancels_the_jobs_that_it_began() -> None:
 
 def test_a_job_without_inputs_has_no_vectors() -> None:
     refused = httpx.Response(406, json=error_json("not_acceptable"))
-    found = httpx.Response(200, json={"object": "import.result", "model": "m:1"})
-    with pytest.raises(InvalidPayload, match="no vectors"):
-        client_of(ScriptedServer([refused, found])).jobs.vectors("job_1")
+    with pytest.raises(InvalidPayload, match="no items"):
+        client_of(ScriptedServer([refused, refused])).jobs.vectors("job_1")

@@ -14,7 +14,9 @@ from compose_spec import PyCompose
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
-_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[A-Z][A-Z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?P<bad>.))")
+_VARIABLE = re.compile(
+    r"\$(?:(?P<dollar>\$)|\{(?P<name>[A-Z][A-Z0-9_]*)(?::(?:-(?P<default>[^}]*)|\?(?P<refusal>[^}]*)))?\}|(?P<bad>.))"
+)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -66,9 +68,13 @@ class Service:
 def load_compose(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The whole file with these variables; ValueError names what Compose would not take."""
     loaded: dict[str, Any] = fill_in(yaml.safe_load(COMPOSE_FILE.read_text()), variables or {})
-    checked = PyCompose.from_json(json.dumps(loaded))
-    checked.validate()
+    check_specification(loaded)
     return loaded
+
+
+def check_specification(loaded: Mapping[str, Any]) -> None:
+    """ValueError where a file breaks the Compose specification."""
+    PyCompose.from_json(json.dumps(loaded)).validate()
 
 
 def load_services(variables: Mapping[str, str] | None = None) -> dict[str, Service]:
@@ -77,7 +83,7 @@ def load_services(variables: Mapping[str, str] | None = None) -> dict[str, Servi
 
 
 def fill_in(value: Any, variables: Mapping[str, str]) -> Any:
-    """`value` with `${NAME:-default}` and `$$` replaced in all of its strings."""
+    """`value` with `${NAME:-default}`, `${NAME:?refusal}` and `$$` replaced in all of its strings."""
     if isinstance(value, dict):
         return {key: fill_in(item, variables) for key, item in value.items()}
     if isinstance(value, list):
@@ -100,5 +106,5 @@ def _replacement(match: re.Match[str], variables: Mapping[str, str]) -> str:
     if match["bad"]:
         raise ValueError(f"Compose does not understand {match[0]!r}")
     if match["default"] is None and match["name"] not in variables:
-        raise ValueError(f"{match['name']} has no default")
+        raise ValueError(match["refusal"] or f"{match['name']} has no default")
     return variables.get(match["name"]) or match["default"] or ""

@@ -58,11 +58,6 @@ class Composed:
             if name != "postgres" and (not service.profiles or profile in service.profiles)
         }
 
-    @property
-    def store(self) -> Path:
-        """The volume that everybody shares."""
-        return self._folder / "volumes" / "store"
-
     def place(self, name: str) -> Place:
         """Where this service runs; made at the first look."""
         if name not in self._places:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models_store.store import ModelStore
-from ondol.contract.model_spec import SPEC_FILE, parse_model_spec
-from ondol.sql.database import Database
 from tests.deploy.composed import Composed
+from tests.deploy.docker_calls import calls_of
+from tests.deploy.documents import DEPLOY, README, find_block, run_shell
+from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -35,31 +34,29 @@ def composed(folder: Path, database_url: str) -> Iterator[Composed]:
         services.close()
 
 
-def publish(folder: Path, *, store: Path, database_url: str) -> None:
-    """Put a tiny model into the store, as its import would."""
-    manifest = ModelStore(f"file://{store}").publish_folder(folder, "tiny")
-    spec = (folder / SPEC_FILE).read_bytes()
-    database = Database(database_url)
-    project_id = database.write(lambda uow: uow.keys.ensure_project())
-    database.write(
-        lambda uow: uow.models.publish(
-            project_id=project_id,
-            name="tiny",
-            task=parse_model_spec(spec, ref="tiny").task,
-            manifest_digest=manifest.digest,
-            size_bytes=manifest.size_bytes,
-            spec=json.loads(spec),
-            job_id=None,
-            attempt=None,
-            lineage={},
-        )
-    )
-    database.close()
+def first_key(services: Composed, folder: Path) -> str:
+    """The key that the pages' command prints; both pages must name the same one."""
+    pages = [(README, "On a GPU host"), (DEPLOY, "One GPU host")]
+    scripts = [find_block(page, heading, 1).text for page, heading in pages]
+    calls = {call for script in scripts for call in calls_of(script, folder=folder, environment={}) if call.command}
+    (call,) = calls
+    (service,) = call.services
+    return services.run(service, *call.command).strip()
+
+
+def follow_client_block(folder: Path, *, url: str, key: str) -> str:
+    """What the page's client commands print: a model is imported, a text embedded."""
+    script = find_block(DEPLOY, "One GPU host", 2).text
+    values = {"http://127.0.0.1:8400": url, "...": key, "FOLDER": str(make_tiny_model(folder / "model"))}
+    for there, here in values.items():
+        assert script.count(there) == 1, there
+        script = script.replace(there, here)
+    return run_shell(script, folder=folder, environment={})
 
 
 def embed(client: httpx.Client) -> list[float]:
     """The vector that a job of one text ends with."""
-    accepted = client.post("/v1/jobs", json={"kind": "embedding", "model": "tiny", "input": ["a warm floor"]})
+    accepted = client.post("/v1/jobs", json={"kind": "embedding", "model": "my-model", "input": ["a warm floor"]})
     assert accepted.status_code == 202, accepted.text
     job_id = accepted.json()["id"]
 
@@ -74,14 +71,14 @@ def embed(client: httpx.Client) -> list[float]:
 
 
 def test_every_service_of_the_file_runs_gets_healthy_works_and_stops_as_it_says(
-    tmp_path: Path, postgresql_url: str, tiny_version: Path
+    tmp_path: Path, postgresql_url: str, checkout: Path
 ) -> None:
     with composed(tmp_path, postgresql_url) as services:
         services.bring_up()
-        publish(tiny_version, store=services.store, database_url=postgresql_url)
-        port = services.place("api").environment["ONDOL_PORT"]
-        key = json.loads(services.run("api", "ondol", "keys", "create", "--name", "first", "--json"))["key"]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        url = f"http://127.0.0.1:{services.place('api').environment['ONDOL_PORT']}"
+        key = first_key(services, checkout)
+        assert '"output"' in follow_client_block(checkout, url=url, key=key)
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             assert client.get("/v1/jobs").status_code == 401
             client.headers["authorization"] = f"Bearer {key}"
             assert len(embed(client)) == 32

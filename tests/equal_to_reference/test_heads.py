@@ -19,7 +19,7 @@ from ondol.contract.errors import InvalidPayload, ModelCannot, ModelRefused, Out
 from tests.equal_to_reference.engines import make_engine, run_rows, vectors
 from tests.tiny_models import LABELS, MODEL_TYPES, PADDED_TYPES, TAGS, make_tiny_head, make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
-from workers.device import torch_engine
+from workers.device import encoding, torch_engine
 from workers.device.checks import Plan
 from workers.device.encoding import Encoded, encode
 from workers.device.engine import FloatArray, ProbeRequest
@@ -343,7 +343,7 @@ def test_dtype_is_judged_by_vectors_and_by_logits(bert: Reference, monkeypatch: 
             return found
         return Encoded(found.vectors[:, ::-1], found.num_padding)
 
-    monkeypatch.setattr(torch_engine, "encode", spoil_low_logits)
+    monkeypatch.setattr(encoding, "encode", spoil_low_logits)
     bad = make_engine().probe(ProbeRequest(model_handle(bert.folder)))
     assert bad.dtype == "float32"
     assert bad.fidelity["bfloat16"].min_cosine < 0.9

@@ -119,6 +119,9 @@ class PeerWorker:
 
     def _completion(self, job: ClaimedJob, errors: dict[str, Any]) -> Completion:
         inputs = json.loads(job.payload)
+        named = {}
+        if isinstance(inputs, dict):  # a shard of a file with an id column
+            inputs, named = inputs["inputs"], {"ids": inputs["ids"]}
         data, about = _stored(job.kind, inputs, job.options, errors)
         summary: dict[str, Any] = {
             "kind": job.kind.value,
@@ -130,6 +133,7 @@ class PeerWorker:
             "engine": "torch",
             "num_tokens": sum(_num_tokens(item) for item in inputs),
             **about,
+            **named,
         }
         return Completion(
             job_id=job.id,

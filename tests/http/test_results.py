@@ -115,7 +115,7 @@ def test_one_vector_a_token_is_ragged(member: Member, worker: PeerWorker) -> Non
 
 def test_a_format_that_is_not_on_offer_is_406(member: Member, worker: PeerWorker) -> None:
     job_id = finished(member, worker)
-    for accept in ("text/html", "application/vnd.apache.parquet", "application/json;q=0"):
+    for accept in ("text/html", "application/xml", "application/json;q=0"):
         assert_refused(result(member, job_id, accept), 406, "Accept")
 
 

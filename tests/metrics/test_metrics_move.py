@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,10 +68,14 @@ def test_a_job_moves_the_counters_of_all_who_touched_it(watched: Watched) -> Non
     assert moved("worker0", "ondol_jobs_claimed_total", kind="embedding", queue="normal") == 3
     assert moved("worker0", "ondol_attempts_total", kind="embedding", outcome="succeeded") == 3
     assert moved("worker0", "ondol_stage_seconds_count", stage="queue_wait", work="job") == 3
-    assert moved("worker0", "ondol_batch_rows_total") == 3
-    assert moved("worker0", "ondol_batch_tokens_total") > 3
+    normal = {"class": "normal"}
+    num_run = moved("worker0", "ondol_batch_rows_total", **normal)
+    assert num_run >= 1
+    assert num_run + moved("worker0", "ondol_batch_shared_rows_total", **normal) == 3, "the texts are the same"
+    assert moved("worker0", "ondol_batch_tokens_total", **normal) > num_run
+    assert moved("worker0", "ondol_batch_wait_seconds_count", **normal) == num_run
     assert moved("worker0", "ondol_batches_total", release="drained") >= 1
-    assert moved("worker0", "ondol_batch_budget_tokens_total") >= moved("worker0", "ondol_batch_tokens_total")
+    assert moved("worker0", "ondol_batch_budget_tokens_total") >= moved("worker0", "ondol_batch_tokens_total", **normal)
     assert after["worker0"].value("ondol_warm_model_info", version="tiny:1") == 1
     assert after["worker0"].value("ondol_device_memory_used_bytes") > 0
     assert after["api"].value("ondol_workers_ready", role="infer") == 1
@@ -99,7 +104,10 @@ def test_a_path_that_nobody_serves_makes_no_series_of_its_own(watched: Watched) 
     assert not any(SECRET in route for route in routes)
 
 
-def test_a_killed_worker_is_a_loss_and_a_lost_redis_a_repair(watched: Watched, redis_server: RedisServer) -> None:
+def test_a_killed_worker_is_a_loss_and_a_lost_redis_a_repair(
+    watched: Watched, redis_server: RedisServer, tiny_version: Path
+) -> None:
+    watched.cluster.publish(tiny_version, "cold")  # warm nowhere: its jobs go to the worker that holds no model
     before = watched.scrape("reconciler")
 
     def lost() -> float:
@@ -107,18 +115,22 @@ def test_a_killed_worker_is_a_loss_and_a_lost_redis_a_repair(watched: Watched, r
         return watched.scrape("reconciler").value(name, **labels) - before.value(name, **labels)
 
     slow = watched.cluster.start_worker(1, faults=["--delay-us-per-token", "3000000"])
-    ids = watched.submit(4)
-    wait_until(
-        lambda: watched.num_messages("cpu1@", is_claimed=True), within_s=LIMIT_S, what="the slow worker to claim"
-    )
-    watched.cluster.kill(slow)
-    ids += watched.submit(4)
+    try:
+        ids = watched.submit(4, model="cold")
+        wait_until(
+            lambda: watched.num_messages("cpu1@", is_claimed=True) == 2,
+            within_s=LIMIT_S,
+            what="the slow worker to claim",
+        )
+    finally:
+        watched.cluster.kill(slow)
+    ids += watched.submit(4, model="cold")
     wait_until(
         lambda: watched.num_messages("cpu1@", is_claimed=False), within_s=LIMIT_S, what="a message to a dead worker"
     )
     redis_server.flush()
     wait_until(lambda: _repairs(watched, "reconciler", "redis_data_lost"), within_s=LIMIT_S, what="the repair")
-    assert wait_until(lost, within_s=LIMIT_S, what="the loss to be counted") == 2
+    assert wait_until(lost, within_s=LIMIT_S, what="the loss to be counted") == 4
     for job_id in ids:
         wait_until(lambda job_id=job_id: watched.state(job_id) == "succeeded", within_s=LIMIT_S, what="the job")  # type: ignore[misc]  # bound here
     wait_until(lambda: _repairs(watched, "api", "redis_data_lost"), within_s=LIMIT_S, what="the api to say so, too")

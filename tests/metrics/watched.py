@@ -86,6 +86,11 @@ class Watched:
         query = sa.select(sa.func.count()).select_from(messages).where(messages.c.worker.startswith(worker), claimed)
         return self.cluster.database.read(lambda uow: int(uow.conn.execute(query).scalar_one()))
 
+    def is_warm(self, worker: str, model: str) -> bool:
+        """Whether a worker whose name begins so says that it holds the model's first version."""
+        sessions = self.cluster.database.read(lambda uow: uow.sessions.open_sessions())
+        return any(each.worker.startswith(worker) and f"{model}:1" in each.warm for each in sessions)
+
     def lines(self, name: str) -> list[Mapping[str, Any]]:
         """The events in the log of a process; warnings that Python itself prints are none."""
         return [json.loads(line) for line in self.cluster.log_of(name).splitlines() if line.startswith("{")]

@@ -21,6 +21,8 @@ from tests.model_store.folders import make_version
 pytestmark = pytest.mark.unit
 
 DAY = timedelta(days=1)
+KINDS = ("checkpoints", "inputs", "results")
+"""What the store keeps of jobs, a folder a job."""
 
 
 def age(store: Path) -> None:
@@ -41,7 +43,7 @@ def publish(store: ModelStore, tmp_path: Path, seed: int) -> str:
 
 def test_the_files_of_deleted_versions_go_and_shared_ones_stay(store: ModelStore, tmp_path: Path) -> None:
     kept, deleted = (publish(store, tmp_path, seed) for seed in (1, 2))
-    folders = [tmp_path / "store" / kind / job for kind in ("checkpoints", "results") for job in ("job_1", "job_2")]
+    folders = [tmp_path / "store" / kind / job for kind in KINDS for job in ("job_1", "job_2")]
     for folder in folders:
         folder.mkdir(parents=True)
     age(tmp_path / "store")
@@ -49,9 +51,9 @@ def test_the_files_of_deleted_versions_go_and_shared_ones_stay(store: ModelStore
         collector = Collector(store.url, grace=DAY, is_dry=is_dry)
         found = collector.collect([kept], lambda _: {"job_1"}, known=[kept, deleted])
         assert (found.manifests, found.num_blobs, found.is_dry) == ((deleted,), 1, is_dry)
-        assert found.job_folders == ("checkpoints/job_2", "results/job_2")
+        assert found.job_folders == tuple(f"{kind}/job_2" for kind in KINDS)
         assert (len(store.list_manifests()), len(store.list_blobs())) == ((2, 4) if is_dry else (1, 3))
-    assert [folder.exists() for folder in folders] == [True, False, True, False]
+    assert [folder.exists() for folder in folders] == [True, False] * len(KINDS)
     assert publish(store, tmp_path / "again", 2) == deleted
 
 

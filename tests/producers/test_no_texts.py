@@ -84,6 +84,8 @@ def _events(producer: Producer) -> Iterator[list[dict[str, Any]]]:
         thread.start()
         try:
             assert is_open.wait(LIMIT_S)
+            # Redis takes the subscription only after that: from the first heartbeat on nothing is missed.
+            wait_until(lambda: bool(seen), within_s=LIMIT_S, what="a first event")
             yield seen
         finally:
             receiver.should_stop = True

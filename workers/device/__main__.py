@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ondol.contract.frames import Header
 from ondol.logs import configure_logging
-from ondol.settings import CommonSettings, load_settings
+from ondol.settings import LogSettings, load_settings
 from workers.absent import UNUSED, leave_out
 from workers.device.arguments import DeviceArguments, add_device_arguments, device_arguments
 from workers.device.lifeline import bind_to_parent, lead_process_group
@@ -19,6 +19,7 @@ from workers.device.pinning import pin
 
 if TYPE_CHECKING:
     from workers.device.engine import Engine
+    from workers.device.openvino_switch import OpenVinoSwitch
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     bind_to_parent(parent_pid)
     lead_process_group()
     pin(arguments)
-    settings = load_settings(CommonSettings)
+    settings = load_settings(LogSettings)
     configure_logging(settings.log_level, settings.log_format, process=f"device-{arguments.device.replace(':', '')}")
     from workers.device.serve import serve  # numpy's thread pool starts at its import: only after pinning
 
@@ -54,7 +55,13 @@ def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
     torch.set_num_interop_threads(1)
     # The one GPU that is visible is number 0 in here, whatever it is on the host.
     device = torch.device("cpu") if arguments.cuda_index is None else torch.device("cuda", 0)
-    engine = TorchEngine(device, memory_bytes=arguments.memory_bytes, batch_tokens=arguments.batch_tokens)
+    engine = TorchEngine(
+        device,
+        memory_bytes=arguments.memory_bytes,
+        batch_tokens=arguments.batch_tokens,
+        measures_budget=arguments.measures_budget,
+        switch=_switch(arguments, device_kind(device)),
+    )
     ready: Header = {
         "device": arguments.device,
         "device_kind": device_kind(device),
@@ -67,6 +74,20 @@ def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
     gc.freeze()  # what is here now stays: no later collection has to walk through it
     gc.enable()
     return engine, ready
+
+
+def _switch(arguments: DeviceArguments, kind: str) -> OpenVinoSwitch | None:
+    """What brings models over to OpenVINO, where that is wanted and installed."""
+    from workers.device.openvino_cache import ConversionCache, openvino_version
+
+    installed = openvino_version()
+    root = arguments.engine_cache
+    if arguments.engine == "torch" or arguments.cuda_index is not None or installed is None or root is None:
+        return None
+    from workers.device.openvino_switch import OpenVinoSwitch
+
+    cache = ConversionCache(root, device_kind=kind, openvino=installed)
+    return OpenVinoSwitch(root, cache, threads=arguments.threads, is_forced=arguments.engine == "openvino")
 
 
 if __name__ == "__main__":

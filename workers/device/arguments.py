@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
+ENGINES = ("auto", "torch", "openvino")
 _MIB = 1024 * 1024
 
 
@@ -20,6 +22,12 @@ class DeviceArguments:
     memory_bytes: int
     """Bound of the warm pool."""
     batch_tokens: int
+    measures_budget: bool = False
+    """Whether `batch_tokens` is only what holds until each model's own budget is measured."""
+    engine: str = "torch"
+    """`auto`, `torch` or `openvino`."""
+    engine_cache: Path | None = None
+    """Where converted models are kept; none is converted without."""
 
     @property
     def cuda_index(self) -> int | None:
@@ -36,6 +44,9 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive, required=True, help="compute threads")
     parser.add_argument("--memory-mb", type=_positive, required=True, help="bound of the warm pool in MiB")
     parser.add_argument("--batch-tokens", type=_positive, required=True, help="tokens a forward pass")
+    parser.add_argument("--measure-budget", action="store_true", help="measure each model's tokens a pass at load")
+    parser.add_argument("--engine", choices=ENGINES, default="torch", help="what runs models")
+    parser.add_argument("--engine-cache", type=Path, help="folder for models converted to another engine")
 
 
 def device_arguments(parsed: argparse.Namespace) -> DeviceArguments:
@@ -47,6 +58,9 @@ def device_arguments(parsed: argparse.Namespace) -> DeviceArguments:
         threads=parsed.threads,
         memory_bytes=parsed.memory_mb * _MIB,
         batch_tokens=parsed.batch_tokens,
+        measures_budget=parsed.measure_budget,
+        engine=parsed.engine,
+        engine_cache=parsed.engine_cache,
     )
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from workers.device.checks import Plan
+from ondol.contract.model_spec import PoolingMode
+from workers.device.checks import LAST_LAYER, Plan
 from workers.device.device_errors import device_errors
-from workers.device.engine import FloatArray
+from workers.device.engine import OPENVINO, TORCH, FloatArray
 from workers.device.loading import LoadedModel
 from workers.device.packed import forward_packed
 from workers.device.padded import forward_padded
@@ -29,6 +31,7 @@ class Encoded:
 
     vectors: FloatArray
     num_padding: int
+    engine: str = TORCH
 
 
 def encode(loaded: LoadedModel, rows: Rows, plan: Plan) -> Encoded:
@@ -41,14 +44,27 @@ def encode(loaded: LoadedModel, rows: Rows, plan: Plan) -> Encoded:
             assert loaded.head is not None, "plan_run looks for the head"
             logits = loaded.head.logits(rows)
             return Encoded(logits.values.cpu().numpy(), logits.num_padding)
-        states = _forward(loaded, rows, plan.layer)
+        states, engine = _states(loaded, rows, plan)
         if plan.gives_tokens:
             vectors = states.hidden.float()
         else:
             vectors = pool(states, rows, plan.modes)
             if plan.has_modules:
                 vectors = loaded.modules(vectors)
-        return Encoded(vectors.cpu().numpy(), states.num_padding)
+        return Encoded(vectors.cpu().numpy(), states.num_padding, engine)
+
+
+def encode_singly(loaded: LoadedModel, rows: Rows, plan: Plan) -> FloatArray:
+    """Vectors or logits of all rows, each run alone."""
+    return np.concatenate([encode(loaded, rows.part(row, row + 1), plan).vectors for row in range(len(rows.lengths))])
+
+
+def _states(loaded: LoadedModel, rows: Rows, plan: Plan) -> tuple[States, str]:
+    """Token states and the engine that made them: torch, unless the model was converted for just such runs."""
+    is_plain = plan.layer == LAST_LAYER and rows.type_ids is None and PoolingMode.POOLER not in plan.modes
+    if loaded.converted is not None and is_plain:
+        return loaded.converted.forward(rows), OPENVINO
+    return _forward(loaded, rows, plan.layer), TORCH
 
 
 def _forward(loaded: LoadedModel, rows: Rows, layer: int) -> States:

@@ -17,6 +17,9 @@ from ondol.contract.errors import OndolError
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+TORCH = "torch"
+OPENVINO = "openvino"
+"""Engines, as results and records name them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,14 @@ class UnloadRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Cosines of a dtype's vectors, and of its logits, to those of float32 over the built-in sentences: the lower."""
+
+    mean_cosine: float
+    min_cosine: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoadResult:
     """A loaded model: measured bytes, seconds (0.0 if it was there), and who had to go for it."""
 
@@ -85,6 +96,17 @@ class LoadResult:
     is_packed: bool
     why_padded: str | None
     evicted: tuple[str, ...]
+    max_batch_tokens: int | None = None
+    """The token budget to cut batches by; None: what the worker was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """A model has gone over to another engine: its fidelity there by dtype, and the bytes that it now takes in all."""
+
+    engine: str
+    fidelity: Mapping[str, Fidelity]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +122,12 @@ class RunResult:
     max_batch_tokens: int
     evicted: tuple[str, ...] = ()
     row_errors: Mapping[int, OndolError] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """Cosines of a dtype's vectors, and of its logits, to those of float32 over the built-in sentences: the lower."""
-
-    mean_cosine: float
-    min_cosine: float
+    engine: str = TORCH
+    """What computed these rows."""
+    is_packed: bool = True
+    """How later rows of the model should come: end to end, or of like length."""
+    switched: Switched | None = None
+    """In the first result after the model went over to another engine."""
 
 
 @dataclass(frozen=True, slots=True)

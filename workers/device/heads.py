@@ -103,8 +103,8 @@ class TaskHead:
     def _own(self, states: States, rows: Rows) -> torch.Tensor:
         pooled = None if self._gives_tokens else _pooled(states)
         found: torch.Tensor | None = None
-        for bucket in _buckets(rows.lengths):
-            places = _places(rows, bucket)
+        for bucket in buckets(rows.lengths):
+            places = token_places(rows, bucket)
             values = self._over_bucket(states, pooled, rows, bucket)
             if found is None:
                 size = len(rows.token_ids) if self._gives_tokens else len(rows.lengths)
@@ -118,7 +118,7 @@ class TaskHead:
         """Logits [b, C] of the rows of a bucket, or [t, C] of their tokens."""
         device = states.hidden.device
         is_real = np.arange(rows.lengths[bucket].max()) < rows.lengths[bucket][:, None]
-        places, mask = _places(rows, bucket), torch.as_tensor(is_real, device=device)
+        places, mask = token_places(rows, bucket), torch.as_tensor(is_real, device=device)
         hidden = states.hidden.new_zeros((*is_real.shape, states.hidden.shape[-1]))
         hidden[mask] = states.hidden[torch.as_tensor(places, device=device)]
         token_ids = fill(rows.token_ids[places], is_real, self._pad_token_id, device)
@@ -166,18 +166,18 @@ def _pooled(states: States) -> torch.Tensor | None:
     return None if states.pooled is None else states.pooled()
 
 
-def _places(rows: Rows, chosen: LongArray) -> LongArray:
+def token_places(rows: Rows, chosen: LongArray) -> LongArray:
     """Indices of all tokens of the chosen rows, row after row."""
     return np.concatenate([np.arange(rows.lengths[row]) + rows.starts[row] for row in chosen])
 
 
-def _buckets(lengths: LongArray) -> list[LongArray]:
+def buckets(lengths: LongArray) -> list[LongArray]:
     """Indices of rows, all rows once, in groups of like length."""
     order = np.argsort(lengths, kind="stable")
-    buckets, start, num_tokens = [], 0, 0
+    found, start, num_tokens = [], 0, 0
     for end, row in enumerate(order):
         if end > start and lengths[row] * (end + 1 - start) > _MAX_FILL * (num_tokens + lengths[row]):
-            buckets.append(order[start:end])
+            found.append(order[start:end])
             start, num_tokens = end, 0
         num_tokens += int(lengths[row])
-    return [*buckets, order[start:]]
+    return [*found, order[start:]]

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,12 +18,27 @@ from ondol.contract.model_spec import SPEC_FILE, ModelSpec, parse_model_spec
 from workers.device.device_errors import device_errors
 from workers.device.device_kinds import torch_dtype
 from workers.device.engine import ModelHandle
+from workers.device.fast_linear import use_fast_linear
 from workers.device.head_probing import settle_layout
 from workers.device.head_tasks import HEAD_TASKS, TEXT_TASK, TOKEN_TASK
 from workers.device.heads import TaskHead
 from workers.device.modules import load_modules
 from workers.device.packed import register_packed_attention
-from workers.device.probing import why_not_packed
+from workers.device.probing import probe_states, why_not_packed
+from workers.device.rows import Rows
+from workers.device.states import States
+
+
+class ConvertedModel(Protocol):
+    """A base model that another engine runs."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes beside the torch model."""
+
+    def forward(self, rows: Rows) -> States:
+        """Float32 states of the last layer; DeviceError, OutOfDeviceMemory."""
+
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, SafetensorError)
 _CLASSES: dict[str, Any] = {
@@ -33,7 +48,7 @@ _CLASSES: dict[str, Any] = {
 """Versions of these tasks are loaded with their head, all others as base models."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadedModel:
     """A base `model` on the device, in eval mode and run once; `size_bytes` is what all of it takes there.
 
@@ -47,11 +62,18 @@ class LoadedModel:
     size_bytes: int
     why_padded: str | None
     head: TaskHead | None = None
+    converted: ConvertedModel | None = None
+    """The same base model in another engine, once there is one; it takes the plain embedding runs."""
 
     @property
     def is_packed(self) -> bool:
-        """Whether rows go through end to end, without padding."""
+        """Whether rows go through torch end to end, without padding."""
         return self.why_padded is None
+
+    @property
+    def wants_packed(self) -> bool:
+        """Whether batches should come as they are; padded models want rows of like length."""
+        return self.is_packed and self.converted is None
 
 
 def read_spec(handle: ModelHandle) -> ModelSpec:
@@ -80,7 +102,7 @@ def load_model(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> Lo
     register_packed_attention()
     before = _allocated_bytes(device)
     with device_errors(f"loading {handle.ref}"):
-        whole = _load_weights(handle, spec, device)
+        whole = load_weights(handle, spec, device)
         modules = load_modules(handle.path, spec.modules, ref=handle.ref, device=device)
     head = _head_of(whole, spec, handle.ref)
     model = whole if head is None else head.base
@@ -89,6 +111,7 @@ def load_model(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> Lo
     if head is not None:
         why_padded = settle_layout(head, spec, own_attention=str(own_attention), why_padded=why_padded, ref=handle.ref)
     size_bytes = _tensor_bytes(whole, modules) if device.type == "cpu" else _allocated_bytes(device) - before
+    use_fast_linear(model, lambda: probe_states(model, spec, is_packed=why_padded is None))
     return LoadedModel(handle, spec, model, modules, size_bytes, why_padded, head)
 
 
@@ -100,7 +123,7 @@ def _head_of(model: nn.Module, spec: ModelSpec, ref: str) -> TaskHead | None:
     )
 
 
-def _load_weights(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> nn.Module:
+def load_weights(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> nn.Module:
     """The base model, or the model with its head where the version has one; nothing in it is random."""
     try:
         model, info = _CLASSES.get(spec.task, AutoModel).from_pretrained(

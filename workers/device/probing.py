@@ -57,6 +57,15 @@ def why_not_packed(model: nn.Module, spec: ModelSpec) -> str | None:
     return reason
 
 
+def probe_states(model: nn.Module, spec: ModelSpec, *, is_packed: bool) -> torch.Tensor:
+    """Token states [T, H] of the probe's rows together, by the way in which the model is run."""
+    rows = probe_rows(spec, model)
+    with device_errors("running the model"), torch.inference_mode():
+        if is_packed:
+            return _forward_together(model, rows, spec).hidden
+        return forward_padded(model, Rows.joined(rows), layer=-1, pad_token_id=spec.pad_token_id).hidden
+
+
 def probe_rows(spec: ModelSpec, model: nn.Module) -> list[Rows]:
     """Single rows of fixed random tokens for the base `model`; one is longer than its sliding window, if it has one."""
     longest = max(1, min(spec.max_length, spec.max_positions - spec.position_offset))

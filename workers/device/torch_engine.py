@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
 import torch
 
-from ondol.contract.errors import OutOfDeviceMemory
-from ondol.contract.model_spec import PoolingMode
-from workers.device.checks import LAST_LAYER, Plan, check_rows, plan_run
+from ondol.contract.errors import DeviceError, OutOfDeviceMemory
+from workers.device.checks import Plan, check_rows, plan_run
 from workers.device.device_errors import release_batch_memory, release_model_memory
 from workers.device.device_kinds import device_kind, native_dtypes
-from workers.device.encoding import Encoded, encode
+from workers.device.encoding import Encoded, encode, encode_singly
 from workers.device.engine import (
+    OPENVINO,
     Fidelity,
     FloatArray,
     LoadRequest,
@@ -25,14 +26,19 @@ from workers.device.engine import (
     ProbeResult,
     RunRequest,
     RunResult,
-    RunSpec,
+    Switched,
     UnloadRequest,
 )
 from workers.device.fidelity import compare, compare_logits, fidelity_rows, is_faithful, worse
-from workers.device.halving import HalvedRun, TokenBudget, packed_cost, padded_cost, run_halving
+from workers.device.halving import HalvedRun, packed_cost, padded_cost, run_halving
+from workers.device.head_tasks import HEAD_TASKS
 from workers.device.loading import LoadedModel, estimate_bytes, load_model, read_spec
 from workers.device.rows import Rows
 from workers.device.warm_pool import WarmPool
+from workers.device.warming import Budgets, count_embeddings, embedding_plan, plain_plan
+
+if TYPE_CHECKING:
+    from workers.device.openvino_switch import OpenVinoSwitch
 
 _REFERENCE_DTYPE = "float32"
 _CANDIDATE_DTYPE = "bfloat16"
@@ -59,11 +65,19 @@ class _Sample:
 class TorchEngine:
     """Loads, runs, probes and unloads models on `device`; `Engine` says what callers may expect."""
 
-    def __init__(self, device: torch.device, *, memory_bytes: int, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        memory_bytes: int,
+        batch_tokens: int,
+        measures_budget: bool = False,
+        switch: OpenVinoSwitch | None = None,
+    ) -> None:
         self._device = device
-        self._batch_tokens = batch_tokens
+        self._switch = switch
         self._pool: WarmPool[LoadedModel] = WarmPool(memory_bytes)
-        self._budgets: dict[str, TokenBudget] = {}
+        self._budgets = Budgets(device, batch_tokens=batch_tokens, measures=measures_budget)
         self._unreported: list[str] = []
         """Evicted keys that no reply has named yet: a load that failed after making room has no field for them."""
 
@@ -74,31 +88,39 @@ class TorchEngine:
             key=request.model.key,
             size_bytes=loaded.size_bytes,
             load_s=load_s,
-            is_packed=loaded.is_packed,
+            is_packed=loaded.wants_packed,
             why_padded=loaded.why_padded,
             evicted=self._report_evicted(),
+            max_batch_tokens=self._budgets.of(request.model.key).max_batch_tokens,
         )
 
     def run(self, request: RunRequest) -> RunResult:
         """Vectors or logits of the rows, in as many passes as memory needs; OutOfDeviceMemory if no row fits."""
         loaded, load_s = self._ensure(request.model, is_pinned=False)
+        switched = self._switch_over(loaded)
         plan = plan_run(request.spec, loaded.spec)
         rows = Rows.of_request(request)
-        check_rows(rows, loaded.spec, num_embeddings=_num_embeddings(loaded))
+        check_rows(rows, loaded.spec, num_embeddings=count_embeddings(loaded))
         started = time.perf_counter()
         run, max_batch_tokens = self._run_halving(loaded, rows, plan)
+        forward_s = time.perf_counter() - started
+        if self._switch is not None and loaded.converted is None:
+            self._switch.ran(loaded.handle, forward_s, pad_token_id=loaded.spec.pad_token_id)
         if not run.pieces:
             raise OutOfDeviceMemory(run.errors[0].message)
         return RunResult(
             key=request.model.key,
             vectors=_put_together(run, rows, plan),
             load_s=load_s,
-            forward_s=time.perf_counter() - started,
+            forward_s=forward_s,
             num_padding=sum(piece.num_padding for _, _, piece in run.pieces),
             num_halvings=run.num_halvings,
             max_batch_tokens=max_batch_tokens,
             evicted=self._report_evicted(),
             row_errors=run.errors,
+            engine=run.pieces[0][2].engine,
+            is_packed=loaded.wants_packed,
+            switched=switched,
         )
 
     def probe(self, request: ProbeRequest) -> ProbeResult:
@@ -115,7 +137,7 @@ class TorchEngine:
     def unload(self, request: UnloadRequest) -> None:
         """Let the model go; unknown keys are no error."""
         if self._pool.remove(request.key):
-            self._budgets.pop(request.key, None)
+            self._left(request.key)
             release_model_memory(self._device)
 
     def _ensure(self, handle: ModelHandle, *, is_pinned: bool) -> tuple[LoadedModel, float]:
@@ -131,18 +153,43 @@ class TorchEngine:
         loaded = load_model(handle, spec, self._device)
         evicted = self._pool.add(handle.key, loaded, size_bytes=loaded.size_bytes, is_pinned=is_pinned, ref=handle.ref)
         self._forget(evicted)
+        self._budgets.warm_up(loaded)
+        if self._switch is not None and spec.task not in HEAD_TASKS:
+            self._switch.loaded(handle, pad_token_id=spec.pad_token_id)
         load_s = time.perf_counter() - started
         log.info(
             "model.loaded", key=handle.key, load_s=load_s, size_bytes=loaded.size_bytes, why_padded=loaded.why_padded
         )
         return loaded, load_s
 
+    def _switch_over(self, loaded: LoadedModel) -> Switched | None:
+        """Let the converted model take over if one is ready and fits into the pool."""
+        ready = self._switch.take(loaded.handle.key) if self._switch is not None else None
+        if ready is None:
+            return None
+        size_bytes = loaded.size_bytes + ready.model.size_bytes
+        try:
+            self._forget(self._pool.grow(loaded.handle.key, size_bytes, ref=loaded.handle.ref))
+        except DeviceError as exc:
+            log.info("openvino.not_used", ref=loaded.handle.ref, reason=exc.message)
+            return None
+        loaded.converted, loaded.size_bytes = ready.model, size_bytes
+        self._budgets.set(loaded.handle.key, ready.max_batch_tokens)
+        log.info("openvino.used", ref=loaded.handle.ref, key=loaded.handle.key, size_bytes=size_bytes)
+        return Switched(OPENVINO, ready.fidelity, size_bytes)
+
+    def _left(self, key: str) -> None:
+        """The pool holds this model no longer."""
+        self._budgets.forget(key)
+        if self._switch is not None:
+            self._switch.gone(key)
+
     def _make_room(self, handle: ModelHandle) -> None:
         self._forget(self._pool.make_room(estimate_bytes(handle), ref=handle.ref))
 
     def _forget(self, evicted: tuple[str, ...]) -> None:
         for key in evicted:
-            self._budgets.pop(key, None)
+            self._left(key)
         self._unreported += evicted
         if evicted:
             release_model_memory(self._device)
@@ -153,12 +200,12 @@ class TorchEngine:
 
     def _run_halving(self, loaded: LoadedModel, rows: Rows, plan: Plan) -> tuple[HalvedRun[Encoded], int]:
         """The halved run and the token budget after it."""
-        budget = self._budgets.setdefault(loaded.handle.key, TokenBudget(self._batch_tokens))
+        budget = self._budgets.of(loaded.handle.key)
         run = run_halving(
             rows.lengths.tolist(),
             lambda start, end: encode(loaded, rows.part(start, end), plan),
             budget=budget,
-            cost_of=packed_cost if loaded.is_packed else padded_cost,
+            cost_of=packed_cost if loaded.wants_packed else padded_cost,
             release=lambda: release_batch_memory(self._device),
         )
         return run, budget.max_batch_tokens
@@ -169,30 +216,18 @@ class TorchEngine:
         rows = fidelity_rows(handle.path, spec, ref=handle.ref)
         self._make_room(handle)
         loaded = load_model(handle, spec, self._device)
-        modes = (PoolingMode.MEAN,) if spec.pooling.modes == (PoolingMode.NONE,) else spec.pooling.modes
-        plan = Plan(LAST_LAYER, modes, has_modules=True)
-        vectors = _encode_singly(loaded, rows, plan)
+        vectors = encode_singly(loaded, rows, embedding_plan(spec))
         logits = None
         if loaded.head is not None:
-            logits = _encode_singly(loaded, rows, plan_run(RunSpec(spec.task, None, LAST_LAYER), spec))
+            logits = encode_singly(loaded, rows, plain_plan(loaded))
         is_packed = loaded.is_packed
         del loaded
         release_model_memory(self._device)
         return _Sample(vectors, logits, is_packed)
 
 
-def _encode_singly(loaded: LoadedModel, rows: Rows, plan: Plan) -> FloatArray:
-    """Vectors or logits of all rows, each run alone."""
-    return np.concatenate([encode(loaded, rows.part(row, row + 1), plan).vectors for row in range(len(rows.lengths))])
-
-
 def _choose(candidate: Fidelity) -> str:
     return _CANDIDATE_DTYPE if is_faithful(candidate) else _REFERENCE_DTYPE
-
-
-def _num_embeddings(loaded: LoadedModel) -> int:
-    embeddings = loaded.model.get_input_embeddings()  # type: ignore[operator]  # a method of every transformers model
-    return int(embeddings.num_embeddings)
 
 
 def _put_together(run: HalvedRun[Encoded], rows: Rows, plan: Plan) -> FloatArray:

@@ -76,6 +76,17 @@ class WarmPool(Generic[Model]):
         self._entries[key] = _Entry(model, size_bytes, is_pinned)
         return evicted
 
+    def grow(self, key: str, size_bytes: int, *, ref: str) -> tuple[str, ...]:
+        """The model at `key` takes so many bytes from now on; the keys that had to go. Raises as `make_room` does."""
+        entry = self._entries.pop(key)
+        try:
+            evicted = self.make_room(size_bytes, ref=ref)
+        except DeviceError:
+            self._entries[key] = entry
+            raise
+        self._entries[key] = _Entry(entry.model, size_bytes, entry.is_pinned)
+        return evicted
+
     def remove(self, key: str) -> bool:
         """Let a model go, pinned or not; whether it was there."""
         return self._entries.pop(key, None) is not None

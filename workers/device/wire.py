@@ -58,7 +58,11 @@ def ran_header(result: RunResult) -> Header:
         "num_halvings": result.num_halvings,
         "max_batch_tokens": result.max_batch_tokens,
         "evicted": list(result.evicted),
+        "engine": result.engine,
+        "is_packed": result.is_packed,
     }
+    if result.switched is not None:
+        header["switched"] = asdict(result.switched)
     if result.row_errors:
         header["row_errors"] = {str(row): _error_fields(error) for row, error in result.row_errors.items()}
     return header

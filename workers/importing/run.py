@@ -16,8 +16,8 @@ from typing import Any
 
 from ondol.contract.errors import AttemptError, AttemptTimedOut, ModelRefused, ModelStoreError
 from ondol.contract.model_spec import ModelSpec, parse_model_spec
+from workers.child_environment import child_environment
 
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "VIRTUAL_ENV")
 _STDERR_SHOWN_CHARS = 2_000
 
 
@@ -68,9 +68,7 @@ def _run_child(source: Path, target: Path, *, convert_bin: bool, timeout_s: floa
 
 def _environment() -> dict[str, str]:
     """Only what a child that reads untrusted files needs: no passwords, no network, no device."""
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return kept | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    return child_environment("OMP_NUM_THREADS") | {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -21,6 +21,8 @@ from typing import Any
 
 import structlog
 
+from workers.child_environment import child_environment
+
 log = structlog.get_logger(__name__)
 
 Event = dict[str, Any]
@@ -29,7 +31,6 @@ _GROUP_GONE_LIMIT_S = 30.0
 _KEPT_LINES = 40
 _MAX_WAITING_LINES = 1_000
 _MAX_LINE_BYTES = 4_096
-_PASSED_ON = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "VIRTUAL_ENV")
 
 
 @dataclass(slots=True)
@@ -155,9 +156,7 @@ def training_command(plan: Path, events_fd: int) -> Sequence[str]:
 
 def _environment(threads: int, device: str) -> dict[str, str]:
     """What the child needs, and nothing else: no passwords, no network."""
-    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return kept | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    return child_environment("HOME") | {
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ondol.contract.errors import OndolError
 from ondol.logs import configure_logging
-from ondol.settings import CommonSettings, load_settings
+from ondol.settings import LogSettings, load_settings
 from workers.device.arguments import DeviceArguments
 from workers.device.lifeline import bind_to_parent, lead_process_group
 from workers.device.pinning import pin
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     stop.listen()
     events = EventWriter(parsed.events_fd)
     plan = parse_plan(parsed.plan.read_bytes())
-    settings = load_settings(CommonSettings)
+    settings = load_settings(LogSettings)
     configure_logging(settings.log_level, settings.log_format, process="trainer")
     gc.disable()  # of the half million objects that the imports make, none goes away
     device = _compose(plan)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from workers.training.data.examples import Source
 from workers.training.data.problems import CellProblem, Problems, file_error
-from workers.training.data.table import JSON_HOOKS, Row, check_surrogates, load_json, type_name
+from workers.training.data.table import JSON_DECODER, Row, check_surrogates, load_json, type_name
 from workers.training.data.text_lines import LineProblem, decode, decoded_lines
 
 _SPACES = " \t\r\n"
@@ -82,9 +82,8 @@ class JsonListTable:
             raise problems.stop(number, None, CellProblem("text stands behind the end of the list; remove it"))
 
     def _element(self, place: int, number: int, line: int, problems: Problems) -> tuple[Any, int]:
-        decoder = json.JSONDecoder(**JSON_HOOKS)
         try:
-            return decoder.raw_decode(self._text, place)
+            return JSON_DECODER.raw_decode(self._text, place)
         except json.JSONDecodeError as exc:
             problem = CellProblem(f"not JSON: {exc.msg} at line {exc.lineno:,}, character {exc.colno:,}")
             raise problems.stop(number, line, problem) from exc

@@ -95,7 +95,7 @@ def type_name(cell: object) -> str:
 def load_json(text: str) -> Any:
     """The JSON value in `text`, numbers as they are written; CellProblem says what is wrong with it."""
     try:
-        value = json.loads(text, **JSON_HOOKS)
+        value = JSON_DECODER.decode(text)
     except json.JSONDecodeError as exc:
         raise CellProblem(f"not JSON: {exc.msg} at character {exc.colno:,}") from exc
     except RecursionError as exc:
@@ -126,9 +126,7 @@ def _no_constant(name: str) -> None:
     raise CellProblem(f"not JSON: {name} is not a JSON value")
 
 
-JSON_HOOKS: dict[str, Any] = {
-    "parse_int": Number,
-    "parse_float": Number,
-    "parse_constant": _no_constant,
-    "object_pairs_hook": _object,
-}
+JSON_DECODER = json.JSONDecoder(
+    parse_int=Number, parse_float=Number, parse_constant=_no_constant, object_pairs_hook=_object
+)
+"""Made once: a decoder is a cycle of objects, and files have a million lines."""

@@ -1,0 +1,248 @@
+"""Placement: which waiting jobs go to which worker next. Pure: rows and windows in, messages out.
+
+Jobs stand in lines: the shards of each sharded job are one, whole jobs together another. The line with the fewest
+messages out goes next, so that a job of many shards leaves room for others; within a line the order is that of ringing
+(decision 16).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ondol.contract.kinds import JobKind
+
+COPY_AFTER_S = 2.0
+"""When its oldest job has waited so long, a version whose warm windows are full is also given to a worker that has
+nothing else to do."""
+PASS_OVER_S = 2.0
+"""A head of a line is passed over no longer than this: then it goes to any worker, before what is warm there."""
+MIN_SPREAD_JOBS = 8
+"""Messages are not made smaller than this to spread a short backlog."""
+
+
+class WaitingJob(Protocol):
+    """The columns of a waiting job that placement looks at."""
+
+    id: str
+    attempt: int
+    kind: str
+    estimated_tokens: int
+    is_alone: bool
+    version_id: str | None
+    model_ref: str | None
+    parent_id: str | None
+    run_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class MessageOut:
+    """A message that is rung and not finished; `versions`: model references of its jobs."""
+
+    worker: str
+    versions: tuple[str, ...]
+    line: str | None
+    rung_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyWorker:
+    """A worker that takes messages; `memory_bytes` of its device, None where it is not known."""
+
+    name: str
+    warm: frozenset[str]
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSize:
+    """How much one message may name."""
+
+    max_jobs: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Jobs of one kind and line for one worker."""
+
+    worker: str
+    jobs: tuple[WaitingJob, ...]
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The model references of the jobs."""
+        return tuple(sorted({job.model_ref for job in self.jobs if job.model_ref is not None}))
+
+    @property
+    def line(self) -> str | None:
+        """The sharded job whose shards these are; None for whole jobs."""
+        return self.jobs[0].parent_id
+
+
+@dataclass(slots=True)
+class Placement:
+    """One round for one class. `out`: all messages of the class; `sizes`: bytes of versions by id, as far as known.
+
+    `held`: the references that a worker has been given work of and that may still load there.
+    """
+
+    workers: Sequence[ReadyWorker]
+    out: Sequence[MessageOut]
+    held: Mapping[str, Iterable[str]]
+    sizes: Mapping[str, int]
+    size: MessageSize
+    now: float
+    _lines: dict[str | None, list[WaitingJob]] = field(default_factory=dict)
+    _num_out: Counter[str | None] = field(default_factory=Counter)
+    _warm_at: dict[str, set[str]] = field(default_factory=dict)
+    _loading_at: dict[str, set[str]] = field(default_factory=dict)
+    _rung_at: dict[str, float] = field(default_factory=dict)
+    _room: dict[str, int] = field(default_factory=dict)
+    _tokens: Counter[str] = field(default_factory=Counter)
+    _num_jobs: Counter[str] = field(default_factory=Counter)
+    _oldest: dict[str, float] = field(default_factory=dict)
+    _least_memory: float = math.inf
+    _most_memory: float = math.inf
+
+    def place(self, waiting: Sequence[WaitingJob], room: Mapping[str, int]) -> list[Placed]:
+        """Messages for the workers, each at most its `room`; workers take turns, one message each.
+
+        `waiting` in the order of ringing; what is not placed goes on waiting.
+        """
+        self._begin(waiting, room)
+        placed: list[Placed] = []
+        while True:
+            before = len(placed)
+            for worker in sorted(self.workers, key=self._busyness):
+                if self._room.get(worker.name, 0) > 0 and (jobs := self._pick(worker)):
+                    placed.append(Placed(worker.name, tuple(jobs)))
+                    self._take(placed[-1])
+            if len(placed) == before:
+                return placed
+
+    def _busyness(self, worker: ReadyWorker) -> tuple[int, int]:
+        """Who has most room comes first; then who holds the fewest versions, and so has memory for another."""
+        held = worker.warm.union(self.held.get(worker.name, ()))
+        return -self._room.get(worker.name, 0), len(held)
+
+    def _begin(self, waiting: Sequence[WaitingJob], room: Mapping[str, int]) -> None:
+        self._room = dict(room)
+        memory = [worker.memory_bytes or math.inf for worker in self.workers]
+        self._least_memory, self._most_memory = min(memory, default=math.inf), max(memory, default=math.inf)
+        for worker in self.workers:
+            loading = set(self.held.get(worker.name, ())) - worker.warm
+            for ref in worker.warm | loading:
+                self._warm_at.setdefault(ref, set()).add(worker.name)
+            for ref in loading:
+                self._loading_at.setdefault(ref, set()).add(worker.name)
+        for message in self.out:
+            self._num_out[message.line] += 1
+            self._rung_at[message.worker] = max(message.rung_at, self._rung_at.get(message.worker, 0.0))
+        for job in waiting:
+            self._lines.setdefault(job.parent_id, []).append(job)
+            if job.model_ref is not None:
+                self._tokens[job.model_ref] += job.estimated_tokens
+                self._num_jobs[job.model_ref] += 1
+                self._oldest.setdefault(job.model_ref, job.run_after)
+
+    def _pick(self, worker: ReadyWorker) -> list[WaitingJob]:
+        """The next message of the worker: an overdue head, else what is warm there, else what it may load."""
+        lines = sorted((line for line in self._lines.values() if line), key=self._turn)
+        for line in lines:
+            if self._is_overdue(line[0]) and self._fits(line[0], worker):
+                return self._cut(line, lambda job, ref=line[0].model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
+        warm = {ref for ref, names in self._warm_at.items() if worker.name in names}
+        for line in lines:
+            if found := self._cut(line, lambda job: self._is_warm(job, warm) and self._fits(job, worker)):
+                return found
+        for line in lines:
+            head = next((job for job in line if self._may_load(job) and self._fits(job, worker)), None)
+            if head is not None:
+                return self._cut(line, lambda job, ref=head.model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
+        return []
+
+    def _turn(self, line: Sequence[WaitingJob]) -> tuple[int, float, str]:
+        head = line[0]
+        return self._num_out[head.parent_id], head.run_after, head.id
+
+    def _is_warm(self, job: WaitingJob, warm: set[str]) -> bool:
+        return job.model_ref is None or job.model_ref in warm or len(self.workers) == 1
+
+    def _is_overdue(self, head: WaitingJob) -> bool:
+        """Whether the head has waited too long for full windows that do not move, or for a worker to load it."""
+        if head.model_ref is None or self.now - head.run_after < PASS_OVER_S:
+            return False
+        names = self._holders(head)
+        if any(self._room.get(name, 0) > 0 for name in names):
+            return False
+        return all(self.now - self._rung_at.get(name, 0.0) >= PASS_OVER_S for name in names)
+
+    def _may_load(self, job: WaitingJob) -> bool:
+        """Whether a worker that does not hold the version may be given it: one first, more while that one is full.
+
+        Each worker that is loading must have a message's worth waiting for it before the next one begins.
+        """
+        ref = job.model_ref
+        if ref is None:
+            return True
+        names = self._holders(job)
+        if not names:
+            return True
+        if any(self._room.get(name, 0) > 0 for name in names):
+            return False
+        num_loading = len(self._loading_at.get(ref, ()))
+        wanted = num_loading + 1
+        if self._tokens[ref] >= wanted * self.size.max_tokens or self._num_jobs[ref] >= wanted * self.size.max_jobs:
+            return True
+        return num_loading == 0 and self.now - self._oldest[ref] >= COPY_AFTER_S
+
+    def _fits(self, job: WaitingJob, worker: ReadyWorker) -> bool:
+        """Whether the device is known to hold the files; where none is, the largest is to say so with its own sizes."""
+        size_bytes = self.sizes.get(job.version_id or "")
+        if size_bytes is None or worker.memory_bytes is None or size_bytes <= worker.memory_bytes:
+            return True
+        return self._most_memory < size_bytes and worker.memory_bytes == self._most_memory
+
+    def _holders(self, job: WaitingJob) -> set[str]:
+        """Names of the workers that hold the job's version, or may still load it, and may be given the job."""
+        names = self._warm_at.get(job.model_ref or "", set())
+        if self.sizes.get(job.version_id or "", 0) <= self._least_memory:
+            return names
+        return {worker.name for worker in self.workers if worker.name in names and self._fits(job, worker)}
+
+    def _cut(self, line: Sequence[WaitingJob], is_for: Callable[[WaitingJob], bool]) -> list[WaitingJob]:
+        """What fits one message of what `is_for` it: one kind, within the size; who must be alone stays alone."""
+        num_free = sum(1 for left in self._room.values() if left > 0)
+        max_jobs = self.size.max_jobs
+        if num_free > 1:
+            max_jobs = min(max_jobs, max(MIN_SPREAD_JOBS, math.ceil(len(line) / num_free)))
+        taken: list[WaitingJob] = []
+        tokens = 0
+        for job in filter(is_for, line):
+            is_over = len(taken) >= max_jobs or tokens + job.estimated_tokens > self.size.max_tokens
+            if taken and (job.kind != taken[0].kind or job.is_alone or is_over):
+                break
+            taken.append(job)
+            tokens += job.estimated_tokens
+            if job.is_alone or job.kind == JobKind.IMPORT:
+                break
+        return taken
+
+    def _take(self, placed: Placed) -> None:
+        ids = {job.id for job in placed.jobs}
+        self._lines[placed.line] = [job for job in self._lines[placed.line] if job.id not in ids]
+        self._room[placed.worker] -= 1
+        self._num_out[placed.line] += 1
+        self._rung_at[placed.worker] = self.now
+        for job in placed.jobs:
+            if job.model_ref is not None:
+                self._tokens[job.model_ref] -= job.estimated_tokens
+                self._num_jobs[job.model_ref] -= 1
+        for ref in placed.versions:
+            if placed.worker not in self._warm_at.setdefault(ref, set()):
+                self._warm_at[ref].add(placed.worker)
+                self._loading_at.setdefault(ref, set()).add(placed.worker)
