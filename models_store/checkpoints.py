@@ -12,12 +12,13 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from models_store.copying import copy_hashed, durable_file
+from models_store.copying import CANNOT_LINK, copy_hashed, durable_file, link_durable
 from models_store.failures import translated
 from models_store.manifest import ManifestFile, make_manifest
 from ondol.contract.errors import ChecksumMismatch, ModelStoreError
@@ -45,7 +46,9 @@ class CheckpointStore:
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def commit(self, folder: Path, *, job_id: str, step: int, attempt: int) -> CommittedCheckpoint:
-        """Store all files of `folder`, then the manifest. Nothing in it may change meanwhile.
+        """Store all files of `folder`, then the manifest. None of its files may ever be written to again.
+
+        A store on the same disk shares the files with `folder`, which may be deleted whenever its owner likes.
 
         A file that cannot be stored leaves no manifest, so the checkpoint does not exist.
         """
@@ -106,15 +109,24 @@ class CheckpointStore:
     def _put(self, source: Path, target: str) -> ManifestFile:
         with source.open("rb") as reader:
             if self._is_local:
-                path = Path(target)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with durable_file(path, path.with_name(f"{path.name}.tmp")) as writer:
-                    digest = copy_hashed(reader, writer)
+                digest = self._link_or_copy(reader, source, Path(target))
             else:
                 self._fs.makedirs(self._fs._parent(target), exist_ok=True)
                 with self._fs.open(target, "wb") as remote:
                     digest = copy_hashed(reader, remote)
         return ManifestFile(source.name, source.stat().st_size, digest)
+
+    def _link_or_copy(self, reader: BinaryIO, source: Path, target: Path) -> str:
+        """A second name for a file that never changes, which costs no writing; a copy where names cannot be shared."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            link_durable(source, target)
+        except OSError as exc:
+            if exc.errno not in CANNOT_LINK:
+                raise
+            with durable_file(target, target.with_name(f"{target.name}.tmp")) as writer:
+                return copy_hashed(reader, writer)
+        return copy_hashed(reader, None)
 
     def _write(self, path: str, data: bytes) -> None:
         if self._is_local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 CHUNK_BYTES = 1024 * 1024
+CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
+"""Why a filesystem gives a file no second name: another disk, a kind of filesystem, too many names, a guarded file."""
 
 
 class Readable(Protocol):
@@ -58,6 +61,23 @@ def durable_file(path: Path, staging: Path) -> Iterator[BinaryIO]:
         staging.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def link_durable(source: Path, target: Path) -> None:
+    """Give a finished file a second name, on disk and read-only from now on; OSError (`CANNOT_LINK`) where none can be."""
+    staging = target.with_name(f"{target.name}.tmp")
+    os.link(source, staging)
+    try:
+        descriptor = os.open(staging, os.O_RDONLY)
+        try:
+            os.fchmod(descriptor, 0o444)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        staging.replace(target)
+    finally:
+        staging.unlink(missing_ok=True)  # still there, too, where `target` was another name of the same file
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:

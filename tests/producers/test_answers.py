@@ -127,7 +127,10 @@ def test_an_answer_that_cannot_be_made_holds_up_no_other(shop: Shop, worker: Pee
         worker.run_one_message()
         told[-1].get(timeout=LIMIT_S)
     broken, good = (shop.job_of(each.id).id for each in told)
-    for job_id in (broken, good):  # an answer is written down after it was given; telling again before that is the same try
+    for job_id in (
+        broken,
+        good,
+    ):  # an answer is written down after it was given; telling again before that is the same try
         wait_until(
             lambda job_id=job_id: _notice(shop, job_id).status == "accepted",  # type: ignore[misc]  # bound here
             within_s=LIMIT_S,
