@@ -9,12 +9,17 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # More for pytest: make test ARGS="-k lease"
 ARGS ?=
 
+# Of make chaos; what a failed run prints repeats it.
+SEED ?= 1
+MINUTES ?= 2
+DATABASE ?= sqlite
+
 export HF_HUB_OFFLINE := 1
 # Hundreds of processes start in a run of the tests: their compiled code is kept.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check fix bench bench-overhead bench-quality clean
+.PHONY: help venv demo up test chaos check fix bench bench-overhead bench-quality clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -44,7 +49,10 @@ up: venv ## start everything and stay until Ctrl-C
 	@$(BIN)/ondol up
 
 test: venv ## the whole test suite
-	@$(BIN)/python -m pytest -q -n 3 --dist loadscope --durations 20 -m "not bench" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist loadscope --durations 20 -m "not bench and not long_chaos" $(ARGS)
+
+chaos: venv ## break everything at random, then check what is left: SEED=7 MINUTES=2 DATABASE=sqlite|postgresql ARGS="--faults kill_api"
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) --database $(DATABASE) $(ARGS)
 
 check: venv ## format, lint, types, import contract, sizes, fast tests
 	@$(BIN)/ruff format --check --quiet . || { echo "some files are not formatted: make fix"; exit 1; }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
 from api import model_openapi as docs
 from api.job_routes import json_response
+from api.model_openapi import MAX_VERSION
 from api.request_body import read_json
 from api.services import CallerDep, ServicesDep
 from ondol.contract.jobs import validated
@@ -17,11 +18,15 @@ from ondol.contract.model_ref import check_model_name
 from ondol.sql.aliases import MAX_REASON_CHARS, AliasMove, AliasRecord, Expected
 from ondol.sql.unit_of_work import UnitOfWork
 
-MAX_VERSION = 999_999_999
-
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-_Number = Annotated[int, Field(strict=True, ge=1, le=MAX_VERSION)]
+
+def _as_whole(value: Any) -> Any:
+    """1.0 as 1: to JSON Schema both are integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Number = Annotated[int, BeforeValidator(_as_whole), Field(strict=True, ge=1, le=MAX_VERSION)]
 
 
 class AliasRequest(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api import batch_openapi as docs
+from api.admission import Reservation
 from api.auth import Caller
 from api.batch_files import finish_batch
 from api.batch_json import batch_json, needs_files
@@ -46,10 +48,10 @@ async def create(request: Request, services: ServicesDep, caller: CallerDep) -> 
     """
     body = await read_json(request, max_bytes=services.max_body_bytes)
 
-    async def prepare_job() -> Make:
+    async def prepare_job(held: ExitStack) -> Make:
         job = await _prepare(services, caller, read_batch_request(body.value), num_bytes=len(body.raw))
-        await admit(services, [job])
-        return lambda uow: _record(uow, services, job)
+        room = held.enter_context(await admit(services, [job]))
+        return lambda uow: _record(uow, services, job, room)
 
     key = idempotency_key(request)
     keyed = None if key is None else KeyedRequest(caller.project_id, key, body.digest(request.url.path))
@@ -133,8 +135,8 @@ async def _read_file(services: Services, caller: Caller, asked: BatchRequest) ->
         raise FileNotFound(exc.message, param="input_file_id") from exc
 
 
-def _record(uow: UnitOfWork, services: Services, job: NewJob) -> Answer:
-    [record] = record_jobs(uow, services, [job])
+def _record(uow: UnitOfWork, services: Services, job: NewJob, room: Reservation) -> Answer:
+    [record] = record_jobs(uow, services, [job], room)
     return Answer(200, orjson.dumps(batch_json(record)))
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database, Work
+from ondol.sql.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
 
@@ -16,24 +20,55 @@ HEAVY_BYTES = 32 * 1024
 
 
 class AsyncDatabase:
-    """One process's database seen from its event loop. Errors are those of `Database`."""
+    """One process's database seen from its event loop. Errors are those of `Database`.
 
-    def __init__(self, database: Database) -> None:
+    `limit_s`: how long one read or write is waited for before it is DatabaseUnavailable; None: as long as it takes.
+    """
+
+    def __init__(self, database: Database, *, limit_s: float | None = None) -> None:
         self.sync = database
+        self._limit_s = limit_s
         self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="api-read")
+
+    def without_limit(self) -> AsyncDatabase:
+        """The same database for work that nobody waits for, which must know whether it was done."""
+        other = copy.copy(self)
+        other._limit_s = None
+        return other
 
     async def read(self, work: Work[T]) -> T:
         """What `work` returns, run in a read transaction on one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.sync.read, work)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, self.sync.read, work)
+        try:
+            return await asyncio.wait_for(running, self._limit_s)
+        except TimeoutError as exc:
+            raise self._too_slow() from exc
 
     async def write(self, work: Work[T]) -> T:
-        """What `work` returned, once it is committed. `work` may run more than once; cancelling does not undo it."""
-        return await asyncio.wrap_future(self.sync.submit(work))
+        """What `work` returned, once it is committed. `work` may run more than once; cancelling does not undo it.
+
+        One that was waited for in vain and has not begun is never run.
+        """
+        is_given_up = threading.Event()
+
+        def unless_given_up(uow: UnitOfWork) -> T:
+            if is_given_up.is_set():
+                raise DatabaseUnavailable("nobody waits for this any more")
+            return work(uow)
+
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(self.sync.submit(unless_given_up)), self._limit_s)
+        except TimeoutError as exc:
+            is_given_up.set()
+            raise self._too_slow() from exc
 
     async def close(self) -> None:
         """Finish writes and reads, then let go of all connections."""
         await asyncio.to_thread(self.sync.close)
         self._threads.shutdown(wait=False)
+
+    def _too_slow(self) -> DatabaseUnavailable:
+        return DatabaseUnavailable(f"the database did not answer within {self._limit_s} s; try again")
 
 
 async def run_sized(num_bytes: int, work: Callable[[], T]) -> T:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api import openapi_parts as docs
+from api.admission import Reservation
 from api.database import run_sized
 from api.embedding_call import answer_json, parse_call
 from api.errors import error_from_record
@@ -61,7 +63,7 @@ async def _run_as_job(call: InferenceCall, request: Request, body: JsonBody) -> 
     until = time.monotonic() + services.settings.call_timeout_s
     key = idempotency_key(request)
     keyed = KeyedRequest(project_id, key, body.digest(request.url.path)) if key is not None else None
-    answer = await answer_once(services, keyed, lambda: _prepare_job(call))
+    answer = await answer_once(services, keyed, lambda held: _prepare_job(call, held))
     job_id = orjson.loads(answer.body)["id"]
     job = await wait_for_end(services, project_id, job_id, until=until)
     if job.state not in TERMINAL:
@@ -69,14 +71,14 @@ async def _run_as_job(call: InferenceCall, request: Request, body: JsonBody) -> 
     return await _result_of(services, job)
 
 
-async def _prepare_job(call: InferenceCall) -> Make:
+async def _prepare_job(call: InferenceCall, held: ExitStack) -> Make:
     job = call.as_job()
-    await admit(call.services, [job])
-    return lambda uow: _record(uow, call.services, job)
+    room = held.enter_context(await admit(call.services, [job]))
+    return lambda uow: _record(uow, call.services, job, room)
 
 
-def _record(uow: UnitOfWork, services: Services, job: NewJob) -> Answer:
-    [record] = record_jobs(uow, services, [job])
+def _record(uow: UnitOfWork, services: Services, job: NewJob, room: Reservation) -> Answer:
+    [record] = record_jobs(uow, services, [job], room)
     return Answer(202, orjson.dumps(job_json(record)))
 
 

@@ -19,6 +19,7 @@ from api.services import CallerDep, Services, ServicesDep
 from api.waiting import POLL_S, wait_any
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.states import TERMINAL
+from ondol.sql.purging import Part
 from ondol.sql.records import EventRecord, JobRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -49,7 +50,7 @@ async def get_events(
         data = [event_json(event) for event in events[:limit]]
         return json_response({"object": "list", "data": data, "has_more": len(events) > limit})
     place = _place(request.headers.get("last-event-id"), after)
-    job = await services.database.read(lambda uow: uow.jobs.get(job_id, caller.project_id))
+    job = await services.database.read(lambda uow: _job_with_events(uow, job_id, caller.project_id))
     if _is_over(job, place):
         return Response(status_code=204)
     return StreamingResponse(_stream(services, job_id, place), media_type=SSE, headers=_SSE_HEADERS)
@@ -94,8 +95,15 @@ def _look(uow: UnitOfWork, job_id: str, after: int) -> _Look:
 
 
 def _page(uow: UnitOfWork, job_id: str, project_id: str, after: int, limit: int) -> list[EventRecord]:
-    uow.jobs.get(job_id, project_id)
+    _job_with_events(uow, job_id, project_id)
     return uow.events.after(job_id, after, limit=limit)
+
+
+def _job_with_events(uow: UnitOfWork, job_id: str, project_id: str) -> JobRecord:
+    """The job; PartGone if its events are over their time."""
+    job = uow.jobs.get(job_id, project_id)
+    uow.purging.check_part(job_id, Part.EVENTS)
+    return job
 
 
 def _place(last_event_id: str | None, after: int) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from api.openapi_parts import Responses
-from ondol.contract.files import FILE_PURPOSES, MAX_EXPIRY_S, MIN_EXPIRY_S
+from ondol.contract.files import BATCH_OUTPUT, FILE_PURPOSES, MAX_EXPIRY_S, MIN_EXPIRY_S
 
 Schema = dict[str, Any]
+
+SHOWN_PURPOSES = (*FILE_PURPOSES, BATCH_OUTPUT)
+"""Of files that exist; the last is of those that batches have written."""
 
 _STRING: Schema = {"type": "string"}
 _INTEGER: Schema = {"type": "integer"}
@@ -30,7 +33,7 @@ FILE_SCHEMAS: dict[str, Schema] = {
         created_at=_INTEGER,
         expires_at={"anyOf": [_INTEGER, {"type": "null"}]},
         filename=_STRING,
-        purpose={"enum": list(FILE_PURPOSES), "type": "string"},
+        purpose={"enum": list(SHOWN_PURPOSES), "type": "string"},
         status={"const": "processed", "type": "string"},
         sha256={"type": "string", "description": "Digest of the content, in hex."},
     ),

@@ -49,7 +49,10 @@ async def upload_file(request: Request, services: ServicesDep, caller: CallerDep
 async def list_files(
     services: ServicesDep,
     caller: CallerDep,
-    purpose: Annotated[str | None, Query(description="Only files of this purpose.")] = None,
+    purpose: Annotated[
+        str | None,
+        Query(description="Only files of this purpose.", json_schema_extra={"enum": list(docs.SHOWN_PURPOSES)}),
+    ] = None,
     after: Annotated[str | None, Query(description="Begin behind this file: the last id of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most files of a page.")] = DEFAULT_PAGE,
     order: Annotated[Literal["asc", "desc"], Query(description="By time of upload.")] = "desc",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import orjson
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api import fine_tuning_openapi as docs
+from api.admission import Reservation
 from api.fine_tuning_events import SHOWN_TYPES, Told, fine_tuning_event_json
 from api.fine_tuning_json import Outcome, checkpoint_before, checkpoint_json, event_before, fine_tuning_job_json
 from api.fine_tuning_request import read_request
@@ -22,6 +24,7 @@ from api.submission import Origin, admit, prepare, record_jobs
 from ondol.contract.errors import InvalidPayload, JobNotFound, OndolError
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
+from ondol.sql.purging import Part
 from ondol.sql.records import JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -41,13 +44,13 @@ async def create(request: Request, services: ServicesDep, caller: CallerDep) -> 
     """Submit a fine-tune. With an Idempotency-Key a repeated request gets the first answer again."""
     body = await read_json(request, max_bytes=services.max_body_bytes)
 
-    async def prepare_job() -> Make:
+    async def prepare_job(held: ExitStack) -> Make:
         asked = read_request(body.value)
         [job] = await prepare(services, Origin(caller, len(body.raw)), [asked.body])
         if isinstance(job, OndolError):
             raise asked.in_their_words(job)
-        await admit(services, [job])
-        return lambda uow: _record(uow, services, job)
+        room = held.enter_context(await admit(services, [job]))
+        return lambda uow: _record(uow, services, job, room)
 
     key = idempotency_key(request)
     keyed = None if key is None else KeyedRequest(caller.project_id, key, body.digest(request.url.path))
@@ -130,6 +133,7 @@ async def list_events(
     def read(uow: UnitOfWork) -> list[dict[str, Any]]:
         job = _find(uow, job_id, caller.project_id)
         told = Told(job, _models_of(uow, [job]).get(job_id))
+        uow.purging.check_part(job_id, Part.EVENTS)
         before = event_before(job_id, after)
         found = uow.events.newest(job_id, types=SHOWN_TYPES, before=before, limit=limit + 1)
         return [fine_tuning_event_json(event, told) for event in found]
@@ -158,8 +162,8 @@ async def list_checkpoints(
     return _page(data[:limit], len(data) > limit)
 
 
-def _record(uow: UnitOfWork, services: Services, job: NewJob) -> Answer:
-    [record] = record_jobs(uow, services, [job])
+def _record(uow: UnitOfWork, services: Services, job: NewJob, room: Reservation) -> Answer:
+    [record] = record_jobs(uow, services, [job], room)
     return Answer(200, orjson.dumps(fine_tuning_job_json(record, Outcome())))
 
 

@@ -23,11 +23,13 @@ async def livez() -> Response:
 
 @router.get("/readyz", responses=docs.READY_RESPONSES)
 async def readyz(services: ServicesDep) -> Response:
-    """Whether work can be admitted now; the body says which part fails."""
+    """Whether work can be admitted now; the body says which part fails. Without a reconciler it can all the same."""
     failing = await services.readiness.check()
     if services.stopping.is_set():
         failing["process"] = "it is stopping"
     is_ready = not any(failing.values())
+    if is_ready:
+        failing |= await services.readiness.troubles()
     checks = {name: {"ok": reason is None, "reason": reason} for name, reason in failing.items()}
     body = orjson.dumps({"status": "ready" if is_ready else "not_ready", "checks": checks})
     headers = {} if is_ready else {"retry-after": "1"}

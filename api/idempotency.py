@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from api.services import Services
@@ -29,22 +30,25 @@ class KeyedRequest:
 
 
 Make = Callable[[UnitOfWork], Answer]
+Prepare = Callable[[ExitStack], Awaitable[Make]]
+"""What it enters into the stack is let go of when the answer is there, or cannot be."""
 
 
-async def answer_once(services: Services, keyed: KeyedRequest | None, prepare: Callable[[], Awaitable[Make]]) -> Answer:
+async def answer_once(services: Services, keyed: KeyedRequest | None, prepare: Prepare) -> Answer:
     """The answer that `prepare` and what it returns make in one transaction, or the first answer to this key.
 
     A refusal keeps nothing: the key stays free.
     """
-    try:
-        make = await prepare()
-    except OndolError:
-        # What was accepted once is answered as it was then, even if it would be refused now.
-        first = await services.database.read(lambda uow: _find(uow, keyed)) if keyed else None
-        if first is None:
-            raise
-        return first
-    return await services.database.write(lambda uow: _answer(uow, keyed, make))
+    with ExitStack() as held:
+        try:
+            make = await prepare(held)
+        except OndolError:
+            # What was accepted once is answered as it was then, even if it would be refused now.
+            first = await services.database.read(lambda uow: _find(uow, keyed)) if keyed else None
+            if first is None:
+                raise
+            return first
+        return await services.database.write(lambda uow: _answer(uow, keyed, make))
 
 
 def _answer(uow: UnitOfWork, keyed: KeyedRequest | None, make: Make) -> Answer:

@@ -6,15 +6,18 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import orjson
 import structlog
 from fastapi import APIRouter, Query, Request
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import Response
 
 from api import openapi_parts as docs
+from api.admission import Place, Reservation
 from api.auth import Caller
 from api.errors import error_object, status_of
 from api.idempotency import Answer, KeyedRequest, Make, answer_once
@@ -36,6 +39,14 @@ from ondol.sql.unit_of_work import UnitOfWork
 _JOB_ID = re.compile(r"job_[0-9a-z]{26}")
 _MAX_POSITION = 10_000
 
+
+class _JobIdConvertor(StringConvertor):
+    """One part of an address, but not `batch`, which is a route of its own and answers POST alone."""
+
+    regex = r"(?!batch$)[^/]+"
+
+
+register_url_convertor("job_id", _JobIdConvertor())
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 log = structlog.get_logger(__name__)
 
@@ -45,12 +56,13 @@ async def submit_job(request: Request, services: ServicesDep, caller: CallerDep)
     """Submit one job. With an Idempotency-Key a repeated request gets the first answer again."""
     body = await read_json(request, max_bytes=services.max_body_bytes)
 
-    async def prepare_one() -> Make:
+    async def prepare_one(held: ExitStack) -> Make:
         [job] = await prepare(services, Origin(caller, len(body.raw)), [body.value])
         if isinstance(job, OndolError):
             raise job
-        await admit(services, [job])
-        return lambda uow: _record_one(uow, services, job)
+        place = await services.admission.place(caller.project_id, job.priority)
+        room = held.enter_context(await admit(services, [job]))
+        return lambda uow: _record_one(uow, services, job, room, place)
 
     answer = await answer_once(services, _keyed(request, caller, body), prepare_one)
     return json_answer(answer)
@@ -61,11 +73,12 @@ async def submit_batch(request: Request, services: ServicesDep, caller: CallerDe
     """Submit up to 1,000 jobs in one transaction, with one outcome a job: one that is refused spoils no other."""
     body = await read_json(request, max_bytes=services.max_body_bytes)
 
-    async def prepare_batch() -> Make:
+    async def prepare_batch(held: ExitStack) -> Make:
         items = validated(JobBatchRequest, body.value).jobs
         outcomes = await prepare(services, Origin(caller, len(body.raw)), items)
-        await admit(services, _accepted(outcomes))
-        return lambda uow: _record_batch(uow, services, outcomes)
+        accepted = _accepted(outcomes)
+        room = held.enter_context(await admit(services, accepted)) if accepted else None
+        return lambda uow: _record_batch(uow, services, outcomes, room)
 
     answer = await answer_once(services, _keyed(request, caller, body), prepare_batch)
     return json_answer(answer)
@@ -107,7 +120,7 @@ async def list_jobs(
     return json_response({"object": "list", "data": data, "has_more": has_more})
 
 
-@router.get("/{job_id}", responses=docs.job_responses(200))
+@router.get("/{job_id:job_id}", responses=docs.job_responses(200))
 async def get_job(
     job_id: str,
     services: ServicesDep,
@@ -154,7 +167,7 @@ async def retry_job(job_id: str, request: Request, services: ServicesDep, caller
     return await change_job(request, services, caller, retry)
 
 
-@router.delete("/{job_id}", responses=docs.DELETE_RESPONSES)
+@router.delete("/{job_id:job_id}", responses=docs.DELETE_RESPONSES)
 async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """Delete a job that has ended, with its input, result and events; 409 while it is active."""
     check_job_id(job_id)
@@ -196,7 +209,7 @@ async def change_once(
             first.append((state, seq, answer))
         return answer
 
-    async def prepare_change() -> Make:
+    async def prepare_change(_held: ExitStack) -> Make:
         return make
 
     return json_answer(await answer_once(services, keyed, prepare_change))
@@ -247,14 +260,16 @@ def _keyed(request: Request, caller: Caller, body: JsonBody) -> KeyedRequest | N
     return KeyedRequest(caller.project_id, key, body.digest(request.url.path)) if key is not None else None
 
 
-def _record_one(uow: UnitOfWork, services: Services, job: NewJob) -> Answer:
-    [record] = record_jobs(uow, services, [job])
-    return Answer(202, orjson.dumps(job_json(record)))
+def _record_one(uow: UnitOfWork, services: Services, job: NewJob, room: Reservation, place: Place) -> Answer:
+    [record] = record_jobs(uow, services, [job], room)
+    queue = _queue_json(record, place, uow.now) if record.state is JobState.QUEUED else None
+    return Answer(202, orjson.dumps(job_json(record, queue=queue)))
 
 
-def _record_batch(uow: UnitOfWork, services: Services, outcomes: Sequence[Outcome]) -> Answer:
-    accepted = _accepted(outcomes)
-    records = iter(record_jobs(uow, services, accepted) if accepted else ())
+def _record_batch(uow: UnitOfWork, services: Services, outcomes: Sequence[Outcome], room: Reservation | None) -> Answer:
+    records: Iterator[JobRecord] = iter(())
+    if room is not None:
+        records = iter(record_jobs(uow, services, _accepted(outcomes), room))
     data = [
         {"index": i, "error": error_object(item, status_of(item))}
         if isinstance(item, OndolError)
@@ -280,6 +295,10 @@ async def _queue_of(services: Services, job: JobRecord) -> dict[str, Any]:
     ahead, now = await services.database.read(
         lambda uow: (uow.jobs.queue_position(job, at_most=_MAX_POSITION), uow.now)
     )
-    rate = (await services.admission.backlog()).drain_rate
-    start = max(now + ahead / rate, job.run_after) if rate > 0 else None
-    return {"position": ahead + 1, "estimated_start": start}
+    place = await services.admission.place(job.project_id, job.priority, own_ahead=ahead)
+    return _queue_json(job, place, now)
+
+
+def _queue_json(job: JobRecord, place: Place, now: float) -> dict[str, Any]:
+    start = max(now + place.start_in_s, job.run_after) if place.start_in_s is not None else None
+    return {"position": place.num_ahead + 1, "estimated_start": start}

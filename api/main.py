@@ -14,7 +14,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from api.admission import Admission
+from api.admission import Admission, queue_limits
 from api.app import Lifespan, create_app
 from api.auth import Authenticator
 from api.database import READ_THREADS, AsyncDatabase
@@ -131,21 +131,16 @@ def make_lifespan(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) ->
 def build_services(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) -> Services:
     """The parts of this process, wired; threads start, nothing is asked of any server yet."""
     sync = Database(settings.resolved_database_url(), pool_size=READ_THREADS)
-    database = AsyncDatabase(sync)
+    database = AsyncDatabase(sync, limit_s=settings.database_limit_s)
     sender = CallSender(redis_url, new_id("api"))
     return Services(
         settings=settings,
         database=database,
         auth=Authenticator(database, settings.auth),
         models=ModelLookup(database),
-        admission=Admission(
-            database,
-            max_jobs=settings.max_queued_jobs,
-            max_tokens=settings.max_queued_tokens,
-            counts=metrics.accept,
-        ),
+        admission=Admission(database, queue_limits(settings), counts=metrics.accept),
         workers=WorkerChooser(database, device=settings.device_for_calls, in_flight=sender.in_flight),
-        usage=UsageMeter(database),
+        usage=UsageMeter(database.without_limit()),
         readiness=ReadinessProbe(sync, redis_url),
         ringer=Ringer(sync, Publisher(redis_url), window_limits(settings), metrics=metrics.ring),
         wake=WakeBus(redis_url),
@@ -167,7 +162,7 @@ def build_deliverer(services: Services) -> WebhookDeliverer:
     settings = services.settings
     sender = Sender(SystemResolver(), networks=settings.webhook_networks, timeout_s=settings.webhook_timeout_s)
     return WebhookDeliverer(
-        services.database,
+        services.database.without_limit(),
         services.listener,
         sender,
         settings,

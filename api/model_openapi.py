@@ -9,9 +9,13 @@ from ondol.sql.aliases import MAX_REASON_CHARS
 
 Schema = dict[str, Any]
 
+MAX_VERSION = 999_999_999
+"""The largest number that a version may have."""
+
 _STRING: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _INTEGER: Schema = {"type": "integer"}
+_NUMBER_OF_VERSION: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_VERSION}
 _MAYBE_STRING: Schema = {"anyOf": [_STRING, {"type": "null"}]}
 
 
@@ -37,9 +41,9 @@ MODEL_SCHEMAS: dict[str, Schema] = {
         "additionalProperties": False,
         "required": ["version"],
         "properties": {
-            "version": _INTEGER | {"minimum": 1, "description": "Number of the version that it shall point to."},
+            "version": _NUMBER_OF_VERSION | {"description": "Number of the version that it shall point to."},
             "expected": {
-                "anyOf": [_INTEGER | {"minimum": 1}, {"type": "null"}],
+                "anyOf": [_NUMBER_OF_VERSION, {"type": "null"}],
                 "description": "Move it only if it points to this version now; null: only if there is no such alias. "
                 "Left out: whatever it points to.",
             },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import Response
 
 from api import alias_routes, model_files, model_openapi
@@ -18,6 +19,14 @@ from ondol.contract.model_ref import DEFAULT_ALIAS, parse_model_ref
 from ondol.sql.records import DtypeRecord, VersionRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
+
+class _RefConvertor(StringConvertor):
+    """A reference of any form, slashes and all, so that a wrong one is named; not what is below a model."""
+
+    regex = r"(?!.+/(?:aliases|files)(?:/|$)).+"
+
+
+register_url_convertor("model_ref", _RefConvertor())
 _models = APIRouter(prefix="/v1/models", tags=["models"])
 
 
@@ -43,7 +52,7 @@ async def list_models(services: ServicesDep, caller: CallerDep) -> Response:
     return json_response({"object": "list", "data": await services.database.read(read)})
 
 
-@_models.get("/{ref:path}", responses=docs.MODEL_RESPONSES)
+@_models.get("/{ref:model_ref}", responses=docs.MODEL_RESPONSES)
 async def get_model(ref: str, services: ServicesDep, caller: CallerDep) -> Response:
     """One model by reference: name, name:3 or name@alias."""
     parsed = parse_model_ref(ref)
@@ -57,7 +66,7 @@ async def get_model(ref: str, services: ServicesDep, caller: CallerDep) -> Respo
     return json_response(await services.database.read(read))
 
 
-@_models.delete("/{ref:path}", responses=model_openapi.DELETED_RESPONSES)
+@_models.delete("/{ref:model_ref}", responses=model_openapi.DELETED_RESPONSES)
 async def delete_version(ref: str, services: ServicesDep, caller: CallerDep) -> Response:
     """Delete one version, `name:3`: new requests do not find it, accepted jobs finish. 409 while an alias names it."""
     parsed = parse_model_ref(ref)

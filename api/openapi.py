@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api.openapi_schemas import component_schemas
+from ondol.contract.model_ref import NAME_PATTERN
 
 TITLE = "Ondol"
 VERSION = "1"
@@ -17,8 +18,24 @@ DESCRIPTION = (
     "The job system for transformer models: durable jobs and synchronous calls on warm devices. "
     "Errors have OpenAI's shape, below `/models/` Hugging Face's; every answer carries `x-request-id`."
 )
-_OPEN_PATHS = frozenset({"/livez", "/metrics", "/readyz"})
+_OPEN_PATHS = frozenset({"/flower", "/livez", "/metrics", "/readyz"})
 _HUGGING_FACE = "/models/"
+_REF = rf"{NAME_PATTERN}(:[1-9][0-9]{{0,8}}|@{NAME_PATTERN})?"
+_FORMS = {
+    "job_id": "job_[0-9a-z]{26}",
+    "notice_id": "[a-z]{1,8}_[0-9a-z]{26}",
+    "file_id": "file_[0-9a-z]{26}",
+    "ref": _REF,
+    "model": _REF,
+    "name": NAME_PATTERN,
+    "alias": NAME_PATTERN,
+}
+"""What parameters of these names look like; others are refused where they come in."""
+_FORMS_OF = {
+    ("delete", "/v1/models/{ref}"): {"ref": rf"{NAME_PATTERN}:[1-9][0-9]{{0,8}}"},
+    ("get", "/v1/fine_tuning/jobs/{job_id}/events"): {"after": "ftevent_[0-9a-z]{26}_[1-9][0-9]{0,8}"},
+    ("get", "/v1/fine_tuning/jobs/{job_id}/checkpoints"): {"after": "ftckpt_[0-9a-z]{26}_(0|[1-9][0-9]{0,8})"},
+}
 
 
 def build_document(app: FastAPI) -> dict[str, Any]:
@@ -28,8 +45,9 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     components["schemas"] = _without_validation_errors(components.get("schemas", {})) | component_schemas()
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             _finish(operation, path)
+            _add_forms(operation, _FORMS | _FORMS_OF.get((method, path), {}))
     return document
 
 
@@ -47,6 +65,14 @@ def main() -> None:
 
 def _without_validation_errors(schemas: dict[str, Any]) -> dict[str, Any]:
     return {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
+
+
+def _add_forms(operation: dict[str, Any], forms: dict[str, str]) -> None:
+    for parameter in operation.get("parameters", ()):
+        schema = parameter["schema"]
+        for part in schema.get("anyOf", [schema]):
+            if parameter["name"] in forms and part.get("type") == "string":
+                part["pattern"] = f"^{forms[parameter['name']]}$"
 
 
 def _finish(operation: dict[str, Any], path: str) -> None:

@@ -39,7 +39,10 @@ READY_RESPONSES: Responses = {
     200: _json("Work can be admitted.", _ref("Readiness")),
     503: _json("A part fails; `checks` says which.", _ref("Readiness")),
 }
-FLOWER_RESPONSES: Responses = {307: {"description": "The way to Flower."}}
+FLOWER_RESPONSES: Responses = {
+    307: {"description": "The way to Flower."},
+    404: _json("No Flower is known here.", _ref("Error")),
+}
 METRICS_RESPONSES: Responses = {
     200: {
         "description": "Everything that is counted, in Prometheus' text format.",

@@ -13,8 +13,10 @@ from ondol.broker.connection import connect_async
 from ondol.contract.errors import BrokerUnavailable, DatabaseUnavailable, NotReady, OndolError
 from ondol.sql import migrate
 from ondol.sql.database import Database
+from ondol.sql.measures import RECONCILER
 
 CHECK_LIMIT_S = 3.0
+LEADERLESS_LIMIT_S = 30.0
 
 
 @dataclass(slots=True)
@@ -31,6 +33,16 @@ class ReadinessProbe:
         found = await asyncio.gather(*(_outcome(check) for check in checks.values()))
         return dict(zip(checks, found, strict=True))
 
+    async def troubles(self) -> dict[str, str | None]:
+        """What is wrong beside what admission needs: work is accepted, and may wait for long."""
+        reconciler = await _outcome(asyncio.to_thread(self._check_reconciler))
+        return {} if reconciler is None else {"reconciler": reconciler}
+
+    def _check_reconciler(self) -> None:
+        leaderless_s = self.database.read(lambda uow: uow.leaders.leaderless_s(RECONCILER))
+        if leaderless_s is not None and leaderless_s > LEADERLESS_LIMIT_S:
+            raise NotReady(f"no reconciler has led for {leaderless_s:.0f} s: what is lost is not repaired; start one")
+
     def _check_database(self) -> None:
         self.database.ping()
         if self._has_schema:
@@ -39,7 +51,8 @@ class ReadinessProbe:
             current, newest = migrate.current(self.database.url), migrate.newest()
         except SQLAlchemyError as exc:
             raise DatabaseUnavailable(f"the schema cannot be read: {type(exc).__name__}") from exc
-        if current != newest:
+        is_newer = current is not None and migrate.is_of_newer_release(current)
+        if current != newest and not is_newer:  # what a newer release has added is none of this one's business
             raise NotReady(f"the schema is at {current or 'nothing'}, not at {newest}; run `ondol db upgrade`")
         self._has_schema = True
 

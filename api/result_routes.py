@@ -21,6 +21,7 @@ from api.stored_results import STORED, plain_result, stored_bytes
 from ondol.contract.errors import Conflict
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState
+from ondol.sql.purging import Part
 from ondol.sql.records import JobRecord, ResultRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -127,6 +128,8 @@ def _find(uow: UnitOfWork, job_id: str, project_id: str, *, partial: bool) -> tu
     """The job with its result; without one only if it has shards and has ended, or is to be shown as it is."""
     job = uow.jobs.get(job_id, project_id)
     record = uow.results.get(job_id) if job.state is JobState.SUCCEEDED else None
+    if record is None and (job.is_sharded or job.state is JobState.SUCCEEDED):
+        uow.purging.check_part(job_id, Part.RESULTS)
     if record is not None or (job.is_sharded and (partial or job.state in TERMINAL)):
         return job, record
     if job.state is JobState.FAILED and job.error is not None:

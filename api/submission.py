@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from api.admission import Admission
+from api.admission import Admission, Reservation
 from api.auth import Caller
 from api.database import AsyncDatabase, run_sized
 from api.fine_tune_submission import build_fine_tune, hold_training_files, without_missing_files
 from api.input_files import Files, find_input_files, hold_input_files
 from api.model_lookup import ModelLookup, Served
 from api.new_job import new_inference, new_job
-from ondol.contract.errors import InvalidPayload, OndolError, Overloaded
+from ondol.contract.errors import InvalidPayload, OndolError, Overloaded, PayloadTooLarge
 from ondol.contract.inference_checks import check_inference, estimate_tokens, token_estimate
 from ondol.contract.jobs import INFERENCE_OPTIONS, InputLimits, ParsedJob, parse_job
 from ondol.contract.kinds import JobKind
@@ -76,30 +76,31 @@ async def prepare(services: Acceptance, origin: Origin, bodies: Sequence[Any]) -
     build = _Building(origin.caller, limits, served, files)
     built = await run_sized(origin.num_bytes, lambda: [build.job(job) for job in parsed])
     outcomes = await without_missing_files(services.database, built, origin.caller.project_id)
+    outcomes = await _without_refused(services.admission, outcomes)
     for outcome in outcomes:
         if isinstance(outcome, OndolError) and not outcome.retryable:  # an outage refuses nothing: it passes
             services.admission.counts.refused(outcome.code)
     return outcomes
 
 
-async def admit(services: Acceptance, jobs: Sequence[NewJob]) -> None:
-    """Return if all of the jobs may wait, else Overloaded."""
-    if jobs:
-        try:
-            await services.admission.admit(len(jobs), sum(job.estimated_tokens for job in jobs))
-        except Overloaded as exc:
-            services.admission.counts.refused(exc.code, len(jobs))
-            raise
+async def admit(services: Acceptance, jobs: Sequence[NewJob]) -> Reservation:
+    """The room in which all of the jobs, at least one and of one project, may wait; Overloaded, PayloadTooLarge."""
+    try:
+        return await services.admission.admit(jobs[0].project_id, len(jobs), sum(job.estimated_tokens for job in jobs))
+    except (Overloaded, PayloadTooLarge) as exc:
+        services.admission.counts.refused(exc.code, len(jobs))
+        raise
 
 
-def record_jobs(uow: UnitOfWork, services: Acceptance, jobs: Sequence[NewJob]) -> list[JobRecord]:
-    """Record the jobs in this transaction, in order, and ring after its commit."""
+def record_jobs(uow: UnitOfWork, services: Acceptance, jobs: Sequence[NewJob], room: Reservation) -> list[JobRecord]:
+    """Record the jobs in this transaction, in order, in the room they were admitted to, and ring after its commit."""
     hold_training_files(uow, jobs)
     hold_input_files(uow, jobs)
     added = {record.id: record for record in uow.jobs.add_all(jobs)}
     unknown = [job.id for job in jobs if job.id not in added]
     if unknown:  # an earlier try committed them without our knowing
         added |= {record.id: record for record in uow.jobs.get_many(unknown, jobs[0].project_id)}
+    uow.after_commit(room.record)
     uow.after_commit(services.ringer.ring_soon)
     uow.after_commit(lambda: _count_accepted(services.admission, jobs))
     return [added[job.id] for job in jobs]
@@ -108,6 +109,15 @@ def record_jobs(uow: UnitOfWork, services: Acceptance, jobs: Sequence[NewJob]) -
 def _count_accepted(admission: Admission, jobs: Sequence[NewJob]) -> None:
     for (kind, priority), num in Counter((job.kind, job.priority) for job in jobs).items():
         admission.counts.accepted(kind, priority, num)
+
+
+async def _without_refused(admission: Admission, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes, jobs that must not wait replaced by the reason."""
+    jobs = [outcome for outcome in outcomes if not isinstance(outcome, OndolError)]
+    if not jobs:
+        return list(outcomes)
+    refusals = iter(await admission.refusals(jobs))
+    return [outcome if isinstance(outcome, OndolError) else next(refusals) or outcome for outcome in outcomes]
 
 
 def _parse(body: Any, limits: InputLimits, caller: Caller) -> ParsedJob | OndolError:

@@ -10,6 +10,7 @@ import structlog
 
 from api.database import AsyncDatabase
 from ondol.contract.errors import DatabaseUnavailable
+from ondol.contract.ids import new_id
 from ondol.sql.unit_of_work import UnitOfWork
 
 FLUSH_S = 1.0
@@ -33,14 +34,22 @@ class Usage:
 
 
 Sums = dict[tuple[str, str], Usage]
+Mark = tuple[str, str]
+"""A row that says that sums are written: a project, and a key of its own among the project's idempotency keys."""
 
 
 class UsageMeter:
-    """Sums by project and version. At most a second of usage is lost if the process is killed."""
+    """Sums by project and version. At most a second of usage is lost if the process is killed; none is counted twice.
+
+    A write whose answer was lost may have been committed: it is tried again under the same id until its fate is known,
+    and what is used meanwhile waits for the next one.
+    """
 
     def __init__(self, database: AsyncDatabase) -> None:
         self._database = database
         self._sums: Sums = {}
+        self._unwritten: tuple[str, Sums] | None = None
+        self._written: Mark | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -60,15 +69,22 @@ class UsageMeter:
 
     async def flush(self) -> None:
         """Write what was summed; what cannot be written is kept for the next time."""
-        if not self._sums:
+        if self._unwritten is not None and not await self._write_out(*self._unwritten):
             return
-        sums, self._sums = self._sums, {}
+        if self._sums:
+            self._unwritten, self._sums = (new_id("use"), self._sums), {}
+            await self._write_out(*self._unwritten)
+
+    async def _write_out(self, flush_id: str, sums: Sums) -> bool:
+        """Whether the sums are surely in SQL now."""
+        mark, before = (min(sums)[0], f"usage:{flush_id}"), self._written
         try:
-            await asyncio.shield(self._database.write(lambda uow: _write(uow, sums)))
+            await asyncio.shield(self._database.write(lambda uow: _write(uow, sums, mark, before)))
         except DatabaseUnavailable as exc:
-            for (project_id, model_ref), usage in sums.items():
-                self.add(project_id, model_ref, usage)
             log.warning("usage.not_written", reason=exc.message)
+            return False
+        self._unwritten, self._written = None, mark
+        return True
 
     async def _loop(self) -> None:
         while True:
@@ -76,7 +92,12 @@ class UsageMeter:
             await self.flush()
 
 
-def _write(uow: UnitOfWork, sums: Mapping[tuple[str, str], Usage]) -> None:
+def _write(uow: UnitOfWork, sums: Mapping[tuple[str, str], Usage], mark: Mark, before: Mark | None) -> None:
+    """Add the sums unless their mark says that this was done; the mark before it has served."""
+    if not uow.idempotency.reserve(*mark, body_sha256=""):
+        return
+    if before is not None:
+        uow.idempotency.forget(*before)
     for (project_id, model_ref), usage in sorted(sums.items(), key=lambda item: item[0]):
         uow.usage.add(
             project_id=project_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,10 +11,12 @@ from starlette.responses import Response
 from api.job_routes import check_job_id, json_response
 from api.services import CallerDep, ServicesDep
 from api.webhooks import openapi as docs
+from ondol.contract.errors import NotFound
 from ondol.sql.notices import NoticeRecord, NoticeStatus
 from ondol.sql.unit_of_work import UnitOfWork
 
 _NO_STORE = "no-store"
+_NOTICE_ID = re.compile(r"[a-z]{1,8}_[0-9a-z]{26}")
 
 router = APIRouter()
 
@@ -40,6 +43,8 @@ async def list_notices(job_id: str, services: ServicesDep, caller: CallerDep) ->
 async def redeliver(job_id: str, notice_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """Tell it again, now, also where it was accepted or given up; the tries begin anew under the same id."""
     check_job_id(job_id)
+    if _NOTICE_ID.fullmatch(notice_id) is None:
+        raise NotFound(f"job {job_id} has no notice {notice_id[:80]!r}", param="id")
 
     def send_again(uow: UnitOfWork) -> NoticeRecord:
         uow.jobs.get(job_id, caller.project_id)

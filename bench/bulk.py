@@ -33,12 +33,24 @@ WARM_UP_TEXTS = 65
 OURS = {"float32": "fp32", "bfloat16": "bf16", "auto": "dtype auto"}
 
 
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A running stack, and the number format it is asked for."""
+
+    name: str
+    stack: Stack
+    client: Ondol
+    dtype: str
+
+
 @dataclass(slots=True)
 class Runs:
     """What the rounds of each contestant took."""
 
     wall_s: dict[str, list[float]] = field(default_factory=dict)
     cpu_s: dict[str, list[float]] = field(default_factory=dict)
+    by_process: dict[str, dict[str, float]] = field(default_factory=dict)
+    """CPU seconds by process in the last round of each of ours."""
 
     def note(self, name: str, *, wall_s: float, cpu_s: float) -> None:
         """One round."""
@@ -55,37 +67,43 @@ def measure(parsed: argparse.Namespace, size: Size) -> Line:
         {"num_texts": len(texts), "rounds": size.rounds, "model": MODEL, "peer_batch_size": 32},
     )
     runs = Runs()
-    with tempfile.TemporaryDirectory(prefix="ondol-bench-") as folder:
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    if not has_openvino:
+        line.leave_out("openvino: it is not installed")
+    with tempfile.TemporaryDirectory(prefix="ondol-bench-") as folder, contextlib.ExitStack() as stacks:
         reference = Path(folder) / "reference.npy"
         # Left to `auto`, a model that computes much is converted for OpenVINO in the middle of a round.
-        with (
-            running_stack({"ONDOL_DTYPE": "auto", "ONDOL_ENGINE": "torch"}) as stack,
-            Ondol(stack.url, timeout=300) as client,
-        ):
-            vectors = _take_turns(stack, client, texts, size.rounds, runs, reference)
-        _torch_figures(line, runs)
+        torch_stack = stacks.enter_context(running_stack({"ONDOL_DTYPE": "auto", "ONDOL_ENGINE": "torch"}))
+        client = stacks.enter_context(Ondol(torch_stack.url, timeout=300))
+        ours = [Ours(name, torch_stack, client, dtype) for dtype, name in OURS.items()]
+        if has_openvino:
+            stack = stacks.enter_context(running_stack({"ONDOL_ENGINE": "openvino", "ONDOL_DTYPE": "auto"}))
+            ours.append(Ours("openvino", stack, stacks.enter_context(Ondol(stack.url, timeout=300)), "auto"))
+        vectors = _take_turns(ours, texts, size.rounds, runs, reference)
+        line.settings["cpu_by_process_s"] = runs.by_process
+        _figures(line, runs, [each.name for each in ours])
         for name, found in vectors.items():
-            _add_cosines(line, f"ours {OURS[name]}", found, np.load(reference))
-        _openvino(line, texts, size.rounds, runs, reference)
+            _add_cosines(line, f"ours {name}", found, np.load(reference))
     for name, seconds in runs.wall_s.items():
         line.add(f"texts a second, {name}", "/s", [len(texts) / s for s in seconds])
     return line
 
 
 def _take_turns(
-    stack: Stack, client: Ondol, texts: list[str], rounds: int, runs: Runs, reference: Path
+    ours: Sequence[Ours], texts: list[str], rounds: int, runs: Runs, reference: Path
 ) -> Mapping[str, Vectors]:
-    for dtype in OURS:
-        client.embed(texts[:WARM_UP_TEXTS], model=MODEL, dtype=dtype)
+    for each in ours:
+        each.client.embed(texts[:WARM_UP_TEXTS], model=MODEL, dtype=each.dtype)
     vectors: dict[str, Vectors] = {}
     num = ["--num-texts", str(len(texts))]
     with contextlib.ExitStack() as peers:
         theirs = {dtype: peers.enter_context(sentence_transformers(dtype, num)) for dtype in ("float32", "bfloat16")}
-        bare = {dtype: peers.enter_context(bare_loop(stack, dtype, num)) for dtype in ("float32", "bfloat16")}
+        bare = {dtype: peers.enter_context(bare_loop(ours[0].stack, dtype, num)) for dtype in ("float32", "bfloat16")}
         for _ in range(rounds):
-            for dtype, name in OURS.items():
-                vectors[dtype], spent = embed_measured(stack, client, texts, dtype=dtype)
-                runs.note(f"ours {name}", wall_s=spent.wall_s, cpu_s=spent.cpu_s)
+            for each in ours:
+                vectors[each.name], spent = embed_measured(each.stack, each.client, texts, dtype=each.dtype)
+                runs.note(f"ours {each.name}", wall_s=spent.wall_s, cpu_s=spent.cpu_s)
+                runs.by_process[each.name] = spent.by_process
             for dtype, peer in theirs.items():
                 found = peer.run(**({"save": str(reference)} if dtype == "float32" else {}))
                 runs.note(f"theirs {OURS[dtype]}", wall_s=found["wall_s"], cpu_s=found["cpu_s"])
@@ -114,37 +132,15 @@ def embed_measured(stack: Stack, client: Ondol, texts: list[str], *, dtype: str)
     return vectors, meter.stop()
 
 
-def _torch_figures(line: Line, runs: Runs) -> None:
-    pairs = (("fp32", "fp32"), ("bf16", "bf16"), ("dtype auto", "fp32"))
+def _figures(line: Line, runs: Runs, ours: Sequence[str]) -> None:
     for measure_name, taken in (("wall", runs.wall_s), ("CPU", runs.cpu_s)):
-        for ours, theirs in pairs:
-            name = f"sentence-transformers {theirs} ÷ ours {ours}, {measure_name} s"
-            line.add_ratio(name, taken[f"theirs {theirs}"], taken[f"ours {ours}"])
+        for name in ours:
+            theirs = "bf16" if name == "bf16" else "fp32"
+            title = f"sentence-transformers {theirs} ÷ ours {name}, {measure_name} s"
+            line.add_ratio(title, taken[f"theirs {theirs}"], taken[f"ours {name}"])
     for dtype in ("fp32", "bf16"):
         name = f"ours {dtype} ÷ bare packed loop {dtype}, CPU s"
         line.add_ratio(name, runs.cpu_s[f"ours {dtype}"], runs.cpu_s[f"bare {dtype}"], "the whole system's own cost")
-
-
-def _openvino(line: Line, texts: list[str], rounds: int, runs: Runs, reference: Path) -> None:
-    if importlib.util.find_spec("openvino") is None:
-        line.leave_out("openvino: it is not installed")
-        return
-    num = ["--num-texts", str(len(texts))]
-    with (
-        running_stack({"ONDOL_ENGINE": "openvino", "ONDOL_DTYPE": "auto"}) as stack,
-        Ondol(stack.url, timeout=300) as client,
-        sentence_transformers("float32", num) as theirs,
-    ):
-        client.embed(texts[:WARM_UP_TEXTS], model=MODEL)
-        for _ in range(rounds):
-            vectors, spent = embed_measured(stack, client, texts, dtype="auto")
-            runs.note("ours openvino", wall_s=spent.wall_s, cpu_s=spent.cpu_s)
-            found = theirs.run()
-            runs.note("theirs fp32 beside openvino", wall_s=found["wall_s"], cpu_s=found["cpu_s"])
-    for measure_name, taken in (("wall", runs.wall_s), ("CPU", runs.cpu_s)):
-        name = f"sentence-transformers fp32 ÷ ours openvino, {measure_name} s"
-        line.add_ratio(name, taken["theirs fp32 beside openvino"], taken["ours openvino"])
-    _add_cosines(line, "ours openvino", vectors, np.load(reference))
 
 
 def _add_cosines(line: Line, name: str, vectors: Vectors, reference: Vectors) -> None:

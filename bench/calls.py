@@ -51,7 +51,7 @@ class Rounds:
 def measure(parsed: argparse.Namespace, size: Size) -> Line:
     """All of it."""
     on, apart = split_cores()
-    num = {64: parsed.num_calls or size.pick(500, 2_000), 1: (parsed.num_calls or size.pick(100, 500))}
+    num = {64: parsed.num_calls or size.pick(500, 1_000), 1: (parsed.num_calls or size.pick(100, 300))}
     line = Line(
         "calls",
         "single-text embedding calls over HTTP",

@@ -25,7 +25,7 @@ WARM_UP_JOBS = 8
 
 def measure(parsed: argparse.Namespace, size: Size) -> Line:
     """All of it; nothing on a machine with one core."""
-    num = parsed.num_texts or size.pick(1_000, 4_000)
+    num = parsed.num_texts or size.pick(1_000, 2_000)
     line = Line("devices", f"{num} texts as bulk jobs, two devices beside one", {"num_texts": num, "model": MODEL})
     if len(cores()) < 2:
         line.leave_out("two devices: this machine has one core")
@@ -67,5 +67,5 @@ def run_bulk(stack: Stack, client: Ondol, texts: list[str], *, job_texts: int) -
 
 if __name__ == "__main__":
     stop_in_order()
-    options = {"--num-texts": {"type": int, "help": "default: 1,000, with --full 4,000"}}
+    options = {"--num-texts": {"type": int, "help": "default: 1,000, with --full 2,000"}}
     sys.exit(run_line(measure, name="devices", about=__doc__, options=options))

@@ -81,7 +81,7 @@ class Prober:
 def measure(parsed: argparse.Namespace, size: Size) -> Line:
     """All of it."""
     num = parsed.num_texts or size.pick(6_000, 20_000)
-    spell_s = parsed.spell_s or float(size.pick(5, 15))
+    spell_s = parsed.spell_s or float(size.pick(5, 10))
     settings = {"num_texts": num, "rounds": size.rounds, "calls_a_second": CALLS_A_SECOND, "model": MODEL}
     line = Line("mixed", f"calls beside {num:,} queued bulk inputs", settings)
     first_port = free_ports_from(NUM_PORTS)
@@ -159,6 +159,6 @@ if __name__ == "__main__":
     stop_in_order()
     options = {
         "--num-texts": {"type": int, "help": "default: 6,000, with --full 20,000"},
-        "--spell-s": {"type": float, "help": "seconds of each measured interval; default: 5, with --full 15"},
+        "--spell-s": {"type": float, "help": "seconds of each measured interval; default: 5, with --full 10"},
     }
     sys.exit(run_line(measure, name="mixed", about=__doc__, options=options))

@@ -40,7 +40,7 @@ class Taken:
 
 def measure(parsed: argparse.Namespace, size: Size) -> Line:
     """All of it."""
-    num = parsed.num_jobs or size.pick(1_000, 6_000)
+    num = parsed.num_jobs or size.pick(1_000, 3_000)
     rows = tuple(parsed.rows or (FULL_ROWS if size.is_full else QUICK_ROWS))
     workers = tuple(parsed.workers or (FULL_WORKERS if size.is_full else QUICK_WORKERS))
     settings = {"num_jobs": num, "rows": rows, "workers": workers, "rounds": size.rounds}
@@ -117,7 +117,7 @@ def _figures(line: Line, taken: Taken) -> None:
 if __name__ == "__main__":
     stop_in_order()
     options = {
-        "--num-jobs": {"type": int, "help": "jobs a round; default: 1,000, with --full 6,000"},
+        "--num-jobs": {"type": int, "help": "jobs a round; default: 1,000, with --full 3,000"},
         "--rows": {"type": int, "nargs": "+", "help": "finished jobs in the tables, ascending"},
         "--workers": {"type": int, "nargs": "+", "help": "simulated workers"},
     }

@@ -61,12 +61,19 @@ def running_postgres() -> Iterator[Postgres]:
 
     ImportError where its wheel is not installed.
     """
-    server = PostgresServer.start()
-    try:
+    with running_postgres_server() as server:
         url = server.create_database()
-        _make_durable(server)
         yield Postgres(url, _pid_of(server))
         server.drop_database(url)
+
+
+@contextlib.contextmanager
+def running_postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL of the benchmark's own, with durable commits; its databases go with it. ImportError as above."""
+    server = PostgresServer.start()
+    try:
+        _make_durable(server)
+        yield server
     finally:
         server.stop()
 

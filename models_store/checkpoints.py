@@ -140,7 +140,7 @@ class CheckpointStore:
         try:
             listed = json.loads(data)["files"]
             files = [ManifestFile(item["path"], item["size_bytes"], item["sha256"]) for item in listed]
-        except (ValueError, LookupError, TypeError) as exc:
+        except (ValueError, LookupError, TypeError, RecursionError) as exc:
             raise ModelStoreError(f"the manifest of {ref} is not readable", code="file_missing") from exc
         actual, _ = make_manifest(files)
         if actual.digest != expected:

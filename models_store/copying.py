@@ -64,7 +64,7 @@ def durable_file(path: Path, staging: Path) -> Iterator[BinaryIO]:
 
 
 def link_durable(source: Path, target: Path) -> None:
-    """Give a finished file a second name, on disk and read-only from now on; OSError (`CANNOT_LINK`) where none can be."""
+    """Give a finished file a second name, read-only and on disk; OSError (`CANNOT_LINK`) where there can be none."""
     staging = target.with_name(f"{target.name}.tmp")
     os.link(source, staging)
     try:

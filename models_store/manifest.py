@@ -64,7 +64,7 @@ def parse_manifest(data: bytes, digest: str) -> Manifest:
         files = _FILES.validate_python(document.get("files"))
         for file in files:
             check_path(file.path)
-    except (ValidationError, ValueError, ModelRefused) as exc:
+    except (ValidationError, ValueError, RecursionError, ModelRefused) as exc:
         raise ModelStoreError(f"manifest {digest} is not readable: {exc}") from exc
     return Manifest(digest, tuple(files), sum(file.size_bytes for file in files))
 

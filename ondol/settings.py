@@ -11,7 +11,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -23,6 +22,7 @@ from pydantic_settings import (
 )
 
 from ondol.contract.errors import BrokerUnavailable
+from ondol.setting_values import at_least_an_hour, split_by_comma, url_of
 from ondol.url_password import with_password
 
 PREFIX = "ONDOL_"
@@ -31,6 +31,7 @@ DEFAULT_SECRETS_DIR = Path("/run/secrets")
 """Where Docker and Kubernetes put secrets; read only if it is there."""
 
 Seconds = Annotated[float, Field(gt=0)]
+Days = Annotated[float, AfterValidator(at_least_an_hour), Field(ge=0, le=36_500)]
 DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda):[0-9]{1,2}$")]
 HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$", max_length=2048)]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -172,9 +173,21 @@ class WindowSettings(_Settings):
         4, le=64, description="Unfinished messages a device for each of the classes interactive and normal."
     )
     window_bulk_messages: PositiveInt = Field(2, le=64, description="Unfinished bulk messages or shards a device.")
-    message_jobs: PositiveInt = Field(64, le=1_000, description="Most jobs that one message names.")
+    message_jobs: PositiveInt = Field(256, le=1_000, description="Most jobs that one message names.")
     message_tokens: PositiveInt = Field(
         16_384, ge=256, le=1_048_576, description="Most estimated tokens that one message names; more becomes shards."
+    )
+
+
+class WatchSettings(_Settings):
+    """How patient a Celery node is with its own ears."""
+
+    unheard_s: Seconds = Field(
+        8.0,
+        ge=1,
+        le=600,
+        description="How long work may lie for a worker or trainer node that hears nothing, before it connects to"
+        " Redis anew; if twelve more seconds do not help, it ends, to be started again.",
     )
 
 
@@ -188,6 +201,12 @@ class AdmissionSettings(_Settings):
     )
     max_queued_tokens: PositiveInt = Field(
         1_000_000_000, le=10**15, description="Waiting estimated tokens at which new jobs are refused with 429."
+    )
+    project_max_queued_jobs: PositiveInt | None = Field(
+        None, le=1_000_000_000, description="The same of one project, unless it has its own; default: no limit apart."
+    )
+    project_max_queued_tokens: PositiveInt | None = Field(
+        None, le=10**15, description="The same of one project, in estimated tokens."
     )
     webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -218,9 +237,15 @@ class ApiSettings(CommonSettings, WindowSettings, AdmissionSettings):
     max_file_mb: PositiveInt = Field(512, le=1_048_576, description="Largest file that may be uploaded.")
     metrics: bool = Field(True, description="Whether the api serves /metrics, to whoever reaches it, without a key.")
     call_timeout_s: Seconds = Field(30.0, le=600, description="Longest that a call may take before it answers 504.")
+    database_limit_s: Seconds = Field(
+        15.0, ge=1, le=600, description="Longest wait for one read or write of the database before it answers 503."
+    )
     max_wait_s: Seconds = Field(60.0, le=600, description="Longest `?wait=` of a long poll.")
     idempotency_ttl_s: Seconds = Field(
         86_400.0, ge=60, le=2_592_000, description="How long an Idempotency-Key is remembered."
+    )
+    collect_days: Days = Field(
+        1.0, description="Days between two collections of what nothing in the store needs; 0: only `ondol models gc`."
     )
     device_for_calls: Literal["auto"] | DeviceName = Field(
         "auto", description="Device that answers calls; auto: one that is warm for the model, else the least loaded."
@@ -244,7 +269,7 @@ class ApiSettings(CommonSettings, WindowSettings, AdmissionSettings):
         return self
 
 
-class WorkerSettings(CommonSettings, WindowSettings):
+class WorkerSettings(CommonSettings, WindowSettings, WatchSettings):
     """One worker and its device process."""
 
     devices: str = Field(
@@ -279,6 +304,13 @@ class WorkerSettings(CommonSettings, WindowSettings):
     forward_limit_s: Seconds = Field(
         120.0, ge=1, le=3_600, description="Longest forward pass before the device process is replaced."
     )
+    forward_stall_s: Seconds = Field(
+        15.0,
+        ge=0.5,
+        le=3_600,
+        description="Time that a forward pass is given at least, where the speed of its model is known; if it takes"
+        " twenty times as long as expected, too, the device process is replaced.",
+    )
     max_attempts: PositiveInt = Field(5, le=100, description="Attempts of a job whose errors may be tried again.")
 
     @field_validator("cores", mode="before")
@@ -304,7 +336,7 @@ class WorkerSettings(CommonSettings, WindowSettings):
         return self.max_batch_tokens or (16_384 if self.device.startswith("cuda:") else 1_024)
 
 
-class TrainerSettings(CommonSettings, WindowSettings):
+class TrainerSettings(CommonSettings, WindowSettings, WatchSettings):
     """One trainer node: it checks the files of fine-tunes, and supervises one training at a time on its device."""
 
     device: DeviceName = Field("cpu:0", description="The one device of this trainer.")
@@ -321,6 +353,13 @@ class TrainerSettings(CommonSettings, WindowSettings):
     train_grace_s: Seconds = Field(
         60.0, le=3_600, description="Time to write a checkpoint and hand the job back after SIGTERM."
     )
+    train_stall_s: Seconds = Field(
+        20.0,
+        ge=1,
+        le=3_600,
+        description="Silence of a training, and ten times its own step, after which it is ended and resumed. Six times"
+        " as long, and without any CPU time, where no steps are taken: loading, evaluating, saving.",
+    )
     check_limit_s: Seconds = Field(1_800.0, le=86_400, description="Longest check of a fine-tune's files.")
     check_memory_mb: PositiveInt = Field(16_384, ge=512, description="Address space of the process that checks files.")
 
@@ -330,7 +369,25 @@ class TrainerSettings(CommonSettings, WindowSettings):
         return split_by_comma(value)
 
 
-class ReconcilerSettings(CommonSettings, WindowSettings):
+class RetentionSettings(_Settings):
+    """How long things are kept; what is over its time is deleted for good."""
+
+    keep_inputs_days: Days = Field(
+        30.0, description="Days that a job's inputs are kept after its end; a job without them cannot be retried."
+    )
+    keep_results_days: Days = Field(
+        30.0, description="Days that a job's result is kept after its end; fine-tunes and imports keep theirs."
+    )
+    keep_events_days: Days = Field(30.0, description="Days that a job's events are kept after its end.")
+    keep_jobs_days: Days = Field(
+        90.0, description="Days that a job is kept after its end, with all that is left of it, checkpoints too."
+    )
+    keep_files_days: Days = Field(
+        0.0, description="Days that an uploaded file is kept that names no time itself and that no open job needs."
+    )
+
+
+class ReconcilerSettings(CommonSettings, WindowSettings, RetentionSettings):
     """The process that repairs: rings again what was lost, takes back what a lapsed session held."""
 
     tick_s: Seconds = Field(1.0, ge=0.1, le=60, description="How often the reconciler looks.")
@@ -431,22 +488,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def url_of(url: str, *schemes: str) -> str:
-    """`url` if it begins with one of the schemes, else ValueError, which does not repeat it: it may hold a password."""
-    scheme, mark, _ = url.partition("://")
-    if not mark or scheme not in schemes:
-        raise ValueError("a URL begins with " + " or ".join(f"{one}://" for one in schemes))
-    try:
-        _ = urlsplit(url).port
-    except ValueError:
-        raise ValueError("the URL's host or port cannot be read; write %40, %3A, %2F in a password") from None
-    return url
-
-
-def split_by_comma(value: object) -> object:
-    """A comma-separated string as a list of its non-empty parts; anything else unchanged."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value

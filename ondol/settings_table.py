@@ -31,7 +31,16 @@ PROCESSES: dict[str, type[_Settings]] = {
     "flower": FlowerSettings,
     "up": UpSettings,
 }
-_UNITS = {"s": "s", "mb": "MiB", "kb": "KiB", "gb": "GiB", "tokens": "tokens", "messages": "messages", "jobs": "jobs"}
+_UNITS = {
+    "s": "s",
+    "mb": "MiB",
+    "kb": "KiB",
+    "gb": "GiB",
+    "days": "days",
+    "tokens": "tokens",
+    "messages": "messages",
+    "jobs": "jobs",
+}
 
 
 @dataclass(frozen=True, slots=True)

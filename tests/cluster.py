@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -50,6 +52,8 @@ class Cluster:
             "HF_HUB_OFFLINE": "1",
             **(settings or {}),
         }
+        self.launcher: Sequence[str] = ()
+        """Arguments of Python that stand before those of each program, as in `-m tests.outages.without_override`."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, tuple[Sequence[str], dict[str, str]]] = {}
 
@@ -58,35 +62,38 @@ class Cluster:
         self._start("api", ["-m", "api.main"])
         wait_until(self._is_ready, within_s=START_LIMIT_S, what="the api to be ready")
 
-    def start_reconciler(self) -> None:
-        """Start the reconciler."""
-        self._start("reconciler", ["-m", "ondol.control.reconciler_main"])
+    def start_reconciler(self, name: str = "reconciler") -> None:
+        """Start a reconciler."""
+        self._start(name, ["-m", "ondol.control.reconciler_main"])
 
     def start_intake(self, name: str = "intake", **settings: str) -> None:
         """Start an intake and wait until it takes messages; `settings` are `ONDOL_…` variables."""
         self._start(name, ["-m", "api.intake.main"], settings)
         wait_until(lambda: "intake.up" in self.log_of(name), within_s=START_LIMIT_S, what=f"{name} to be up")
 
-    def start_worker(self, number: int = 0, *, faults: Sequence[str] | None = None, cores: str = "0") -> str:
+    def start_worker(
+        self, number: int = 0, *, faults: Sequence[str] | None = None, cores: str = "0", waits: bool = True
+    ) -> str:
         """Start a worker (with the tests' device program when `faults` is given) and wait for its session."""
         name = f"worker{number}"
         argv = ["-m", "workers.main"] if faults is None else ["-m", "tests.faulty_worker", *faults]
         self._start(name, argv, {"ONDOL_DEVICE": f"cpu:{number}", "ONDOL_CORES": cores})
-        wait_until(
-            lambda: self._num_ready(f"cpu{number}@") == 1, within_s=START_LIMIT_S, what=f"worker {number} to be ready"
-        )
+        if waits:
+            prefix = f"cpu{number}@"
+            wait_until(
+                lambda: self._num_ready(prefix) == 1, within_s=START_LIMIT_S, what=f"worker {number} to be ready"
+            )
         return name
 
-    def start_trainer(self, number: int = 0, *, cores: str = "1", settings: dict[str, str] | None = None) -> str:
+    def start_trainer(
+        self, number: int = 0, *, cores: str = "1", settings: dict[str, str] | None = None, waits: bool = True
+    ) -> str:
         """Start a trainer node and wait for its session."""
         name = f"trainer{number}"
         extra = {"ONDOL_DEVICE": f"cpu:{number}", "ONDOL_CORES": cores, **(settings or {})}
         self._start(name, ["-m", "workers.training.main"], extra)
-        wait_until(
-            lambda: any(s.role == TRAIN and s.is_ready for s in self._sessions()),
-            within_s=START_LIMIT_S,
-            what="a ready trainer node",
-        )
+        if waits:
+            self.wait_for_trainer()
         return name
 
     def start_flower(self) -> str:
@@ -100,10 +107,39 @@ class Cluster:
         """Wait until so many sessions are ready."""
         wait_until(lambda: self._num_ready() >= num, within_s=START_LIMIT_S, what=f"{num} ready workers")
 
-    def restart(self, name: str) -> None:
-        """Start a part again with the command it had; it must have ended."""
+    def wait_for_trainer(self) -> None:
+        """Wait until a trainer node is ready."""
+        wait_until(
+            lambda: any(s.role == TRAIN and s.is_ready for s in self._sessions()),
+            within_s=START_LIMIT_S,
+            what="a ready trainer node",
+        )
+
+    def restart(self, name: str, **once: str) -> None:
+        """Start a part again with the command it had; it must have ended. `once`: variables for this life alone."""
         argv, extra = self._commands[name]
-        self._start(name, argv, extra)
+        self._start(name, argv, extra | once)
+        self._commands[name] = argv, extra
+
+    def run_beside(self, name: str, *, until: str, within_s: float) -> tuple[int | None, str]:
+        """Start the command of a part that runs once more, and end it by SIGKILL when it has written `until`.
+
+        Its own exit code (None: it was ended), and what it has written.
+        """
+        argv, extra = self._commands[name]
+        path = self.folder / f"{name}-beside-{time.monotonic_ns()}.log"
+        with path.open("wb") as log:
+            beside = self._spawn(argv, extra, log)
+        with contextlib.suppress(AssertionError):
+            wait_until(
+                lambda: beside.poll() is not None or until in path.read_text(errors="replace"),
+                within_s=within_s,
+                what=f"{name} to run twice or to give up",
+            )
+        code = beside.poll()
+        beside.kill()
+        beside.wait(STOP_LIMIT_S)
+        return code, path.read_text(errors="replace")
 
     def kill(self, name: str) -> None:
         """SIGKILL one process and wait until it is gone."""
@@ -185,14 +221,17 @@ class Cluster:
     def _start(self, name: str, argv: Sequence[str], extra: dict[str, str] | None = None) -> None:
         self._commands[name] = (argv, extra or {})
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, *argv],
-                env={**self.environment, **(extra or {})},
-                cwd=REPOSITORY,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            self.processes[name] = self._spawn(argv, extra or {}, log)
+
+    def _spawn(self, argv: Sequence[str], extra: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *self.launcher, *argv],
+            env={**self.environment, **extra},
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
 
     def _is_ready(self) -> bool:
         process = self.processes["api"]

@@ -28,7 +28,9 @@ _servers_of_the_run: list[RedisServer] = []
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-SHARED_STACKS = frozenset({"embedding", "files", "guide", "http", "openai_client", "pinning", "producers", "webhooks"})
+SHARED_STACKS = frozenset(
+    {"embedding", "files", "guide", "hostile", "http", "openai_client", "pinning", "producers", "webhooks"}
+)
 """Folders whose tests share a running stack: they stay together when the run is spread over processes."""
 
 
@@ -40,6 +42,15 @@ LONG_SCOPES = (
     "tests/no_job_is_lost/test_everything_dies.py",
     "tests/flower/test_dashboard.py",
     "webhooks",
+    "hostile",
+    "tests/outages/test_outages.py",
+    "tests/reliability/test_redis.py",
+    "tests/reliability/test_workers.py",
+    "tests/reliability/test_fine_tunes.py",
+    "tests/moving/test_under_load.py",
+    "tests/chaos/test_short_run.py",
+    "tests/overload/test_memory.py",
+    "tests/model_based/test_jobs.py",
     "tests/deploy/test_compose_runs.py",
     "tests/deploy/test_cluster_commands.py",
     "tests/examples/test_examples.py",

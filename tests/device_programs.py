@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Faults:
 
     trigger_token: int | None = None
     """A row with this token id ends the process by SIGKILL, whatever else is in the batch."""
+    hang_token: int | None = None
+    """A row with this token id never comes to an end."""
     refused_token: int | None = None
     """A batch with this token id is refused as a whole."""
     delay_us_per_token: float = 0.0
@@ -124,6 +127,8 @@ class HashEngine:
             raise InvalidPayload("a row of the batch is refused")
         if self._faults.trigger_token is not None and any(self._faults.trigger_token in ids for ids, _ in rows):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._faults.hang_token is not None and any(self._faults.hang_token in ids for ids, _ in rows):
+            threading.Event().wait()
         if self._faults.delay_us_per_token:
             time.sleep(num_tokens * self._faults.delay_us_per_token / 1e6)
         if is_by_token:
@@ -133,6 +138,7 @@ class HashEngine:
 
 def add_fault_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trigger-token", type=int)
+    parser.add_argument("--hang-token", type=int)
     parser.add_argument("--refused-token", type=int)
     parser.add_argument("--delay-us-per-token", type=float, default=0.0)
     parser.add_argument("--oom-above-tokens", type=int)
@@ -154,6 +160,7 @@ def main(argv: list[str]) -> int:
     pin(arguments)
     faults = Faults(
         trigger_token=parsed.trigger_token,
+        hang_token=parsed.hang_token,
         refused_token=parsed.refused_token,
         delay_us_per_token=parsed.delay_us_per_token,
         oom_above_tokens=parsed.oom_above_tokens,

@@ -18,7 +18,7 @@ from ondol.sql.sessions import TRAIN
 from ondol.sql.tables import messages
 from ondol.sql.unit_of_work import UnitOfWork
 
-LIMITS = WindowLimits()
+LIMITS = WindowLimits(message_jobs=64)
 LEASE_S = 6.0
 
 

@@ -153,6 +153,23 @@ class PostgresServer:
             _wheel_server()(self._folder / "p", start=False).cleanup()
             shutil.rmtree(self._folder)
 
+    @property
+    def pid(self) -> int | None:
+        """Process id of a running server from the wheel; None for a configured one."""
+        return None if self._folder is None else _wheel_server()(self._folder / "p", start=False).get_pid()
+
+    def start_again(self) -> None:
+        """Start a server from the wheel that was ended by a signal, and wait until it answers."""
+        assert self._folder is not None
+        server = _wheel_server()(self._folder / "p", start=False)
+        with server._lock:  # not `start()`: that counts one more holder, and the last one to let go ends the server
+            server.ensure_postgres_running()
+
+    def halt(self) -> None:
+        """Stop a server from the wheel as an administrator would, and keep its files; connections end."""
+        assert self._folder is not None
+        _wheel_server()(self._folder / "p", start=False).stop()
+
     def create_database(self) -> str:
         """The URL of a new, empty database."""
         name = f"{self._prefix}_{next(self._numbers)}"

@@ -38,6 +38,10 @@ class TornPostgres:
         if then_refuse:
             self._refuse.set()
 
+    def let_in(self) -> None:
+        """Let new connections through again."""
+        self._refuse.clear()
+
     def close(self) -> None:
         """Close every connection."""
         self._listener.close()

@@ -72,7 +72,8 @@ class CallLoop:
         self._cold.shutdown(wait=False, cancel_futures=True)
         for api_id, request in self._taker.take_waiting():
             self._refuse(api_id, request, NotReady("the worker is stopping; try again"))
-        self._taker.close()
+        if not self._thread.is_alive():  # one that still waits for Redis ends with the process
+            self._taker.close()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -51,6 +51,11 @@ class Claims:
             self._held.difference_update((job.id, job.attempt) for job in claimed)
             return message_id not in self._messages
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no handler has a message."""
+        return not self._messages
+
     def unknown(self, pairs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of the pairs that no handler holds."""
         with self._lock:

@@ -22,6 +22,7 @@ import structlog
 from ondol.contract.errors import DeviceError, DeviceLost, OndolError
 from ondol.contract.frames import Buffer, FrameError, Header, receive_frame, send_frame
 from workers.child_environment import device_environment
+from workers.forward_limits import ForwardLimits
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,8 @@ _MAX_BACKOFF_S = 10.0
 _HEALTHY_S = 5.0
 _GROUP_GONE_LIMIT_S = 30.0
 _START_LIMIT_S = 300.0
+_ERROR_FIELDS = frozenset({"code", "message", "param"})
+_WATCH_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,16 @@ class DeviceProgram:
 @dataclass(slots=True)
 class _Pending:
     future: Future[tuple[Header, memoryview]]
-    op: str
+    request: Header
     sent_at: float
+    is_over_limit: bool = False
 
 
 class DeviceKeeper:
     """Requests in, futures out. A future fails with DeviceLost when the process dies before it answered.
 
-    `on_up(ready)` and `on_down()` are called on the keeper's thread, `on_down` before the lost futures fail.
+    `on_up(ready)` and `on_down()` are called on the keeper's thread, `on_down` before the lost futures fail;
+    `on_over_limit()` on another, after a process that took too long for a request was killed.
     """
 
     def __init__(
@@ -64,13 +69,19 @@ class DeviceKeeper:
         program: DeviceProgram,
         *,
         forward_limit_s: float,
-        load_limit_s: float = 600.0,
+        forward_stall_s: float | None = None,
         on_up: Callable[[Header], None],
         on_down: Callable[[], None],
+        on_over_limit: Callable[[], None] = lambda: None,
     ) -> None:
+        """A pass may take `forward_limit_s`; where the speed of its model is known less, not under `forward_stall_s`.
+
+        Without `forward_stall_s` every pass is given `forward_limit_s`.
+        """
         self._program = program
-        self._limits_s = {"run": forward_limit_s}
-        self._load_limit_s = load_limit_s
+        least_s = forward_limit_s if forward_stall_s is None else forward_stall_s
+        self._limits = ForwardLimits(longest_s=forward_limit_s, least_s=least_s)
+        self._on_over_limit = on_over_limit
         self._on_up = on_up
         self._on_down = on_down
         self._ids = itertools.count(1)
@@ -107,7 +118,7 @@ class DeviceKeeper:
             with self._lock:
                 sock = self._sock
                 if sock is not None:
-                    self._pending[number] = _Pending(future, header["op"], time.monotonic())
+                    self._pending[number] = _Pending(future, header, time.monotonic())
             if sock is not None:
                 try:
                     send_frame(sock, {**header, "id": number}, bodies)
@@ -203,7 +214,7 @@ class DeviceKeeper:
 
     def _settle(self, header: Header, body: memoryview) -> None:
         with self._lock:
-            pending = self._pending.pop(int(header.get("id", 0)), None)
+            pending = self._pending.pop(_number_of(header), None)
             for other in self._pending.values():  # requests are served in order: the next one's time runs from now
                 other.sent_at = time.monotonic()
         if pending is None:
@@ -211,20 +222,32 @@ class DeviceKeeper:
         if header["op"] == "failed":
             pending.future.set_exception(_error_of(header))
         else:
+            try:
+                self._limits.learn(pending.request, header)
+            except (LookupError, TypeError, ValueError) as exc:
+                pending.future.set_exception(DeviceLost("the device process gave an answer that lacks its numbers"))
+                raise FrameError(f"the answer lacks what belongs to it: {exc!r}") from exc
             pending.future.set_result((header, body))
 
     def _watch_limits(self) -> None:
-        while not self._stopping.wait(1.0):
+        looked_at = time.monotonic()
+        while not self._stopping.wait(_WATCH_EVERY_S):
             now = time.monotonic()
+            frozen_s = max(0.0, now - looked_at - 2 * _WATCH_EVERY_S)
+            looked_at = now
             with self._lock:
                 first = next(iter(self._pending.values()), None)
+                if first is not None:
+                    first.sent_at += frozen_s  # we stood still, and most likely the device process with us
             process = self._process
             if first is None or process is None:
                 continue
-            limit_s = self._limits_s.get(first.op, self._load_limit_s)
-            if now - first.sent_at > limit_s:
-                log.error("device.over_limit", op=first.op, limit_s=limit_s)
+            limit_s = self._limits.limit_s(first.request)
+            if now - first.sent_at > limit_s and not first.is_over_limit:
+                first.is_over_limit = True
+                log.error("device.over_limit", op=first.request["op"], limit_s=limit_s, cure="the process is replaced")
                 _kill_group(process.pid)
+                self._on_over_limit()
 
     def _shut_socket(self) -> None:
         with self._lock:
@@ -236,6 +259,16 @@ class DeviceKeeper:
                 log.debug("device.socket_closed_already", reason=str(exc))
         elif self._process is not None and self._process.poll() is None:
             _kill_group(self._process.pid)  # still starting: it holds nothing that could be lost
+
+
+def _number_of(header: Header) -> int:
+    """The number of the request that is answered, 0 for none; FrameError for what is no answer."""
+    number, op, error = header.get("id", 0), header.get("op"), header.get("error")
+    if type(number) is not int or not isinstance(op, str):
+        raise FrameError("an answer bears the number of its request and an operation")
+    if op == "failed" and not (isinstance(error, dict) and {"code", "message"} <= {*error} <= _ERROR_FIELDS):
+        raise FrameError("the answer that a request failed does not say why")
+    return number
 
 
 def _error_of(header: Header) -> OndolError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import structlog
@@ -104,12 +104,20 @@ def handle(message_id: str, deps: HandlerDeps) -> None:
 
 
 def _claim(message_id: str, session_id: str, deps: HandlerDeps) -> list[ClaimedJob]:
-    claimed = deps.database.write(lambda uow: uow.attempts.claim(message_id, session_id=session_id, worker=deps.worker))
+    found = deps.database.write(lambda uow: uow.attempts.claim(message_id, session_id=session_id, worker=deps.worker))
+    claimed = [_by_own_clock(job) for job in found]
     deps.claims.add(claimed)
     deps.wake.wake([job.id for job in claimed], has_notices=False)
     if claimed:
         deps.metrics.attempts.claimed(claimed[0].kind, claimed[0].priority, len(claimed))
     return claimed
+
+
+def _by_own_clock(job: ClaimedJob) -> ClaimedJob:
+    """The job with its deadline by this machine's clock: SQL gave it by its own, which may differ by minutes."""
+    if job.deadline_at is None:
+        return job
+    return replace(job, deadline_at=time.time() + (job.deadline_at - job.claimed_at))
 
 
 def _groups(claimed: list[ClaimedJob]) -> list[list[ClaimedJob]]:

@@ -10,24 +10,35 @@ from typing import Any
 
 from celery.worker.consumer import Consumer
 
+from ondol.broker.unreadable import take_only_messages
+from workers.broker_sockets import cut
+from workers.hearing import Hearing
+
+_WISH_EVERY_S = 0.25
 FLUSH_EVERY_S = 0.5
 """The longest that an event of a task waits for others to travel with it to Flower."""
 
 
 class LeanConsumer(Consumer):  # type: ignore[misc]  # celery is untyped
-    """Takes from queues with `no_ack`, and sends the events of tasks together."""
+    """Takes from queues with `no_ack`, sends the events of tasks together, and connects anew when `hearing` says so."""
 
+    hearing: Hearing
+    """Set by the subclass that `hearing_with` makes."""
     _next_flush_at = 0.0
 
     def on_ready(self) -> None:
         """The connection stands, and its queues are consumed: from now on nothing is acknowledged."""
         super().on_ready()
+        self.hearing.take_wish()  # one that was made while it connected is fulfilled
+        self.hearing.cut = lambda: cut(self)
         self.task_consumer.channel.basic_ack = _acknowledge_nothing
+        take_only_messages(self.task_consumer.channel)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Send what waits from time to time; the timer ends with the connection."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(FLUSH_EVERY_S, self._flush_events)
+        hub.call_repeatedly(_WISH_EVERY_S, self._look_for_a_wish)
 
     def on_send_event_buffered(self) -> None:
         """An event has come: the first after a pause goes at once, others with the next flush. Any thread."""
@@ -35,6 +46,17 @@ class LeanConsumer(Consumer):  # type: ignore[misc]  # celery is untyped
         if now >= self._next_flush_at:
             self._next_flush_at = now + FLUSH_EVERY_S
             super().on_send_event_buffered()
+
+    def _look_for_a_wish(self) -> None:
+        """A timer of the loop: a lost connection raised here is met as any other is, by a new one."""
+        if self.hearing.take_wish():
+            cut(self)
+            raise ConnectionResetError("nothing was heard over this connection while work lay in Redis")
+
+
+def hearing_with(hearing: Hearing) -> type[LeanConsumer]:
+    """The consumer's class for the node that `hearing` is of; Celery makes the instance itself."""
+    return type("HearingConsumer", (LeanConsumer,), {"hearing": hearing})
 
 
 def _acknowledge_nothing(delivery_tag: str, multiple: bool = False) -> None:

@@ -20,11 +20,13 @@ from models_store.result_blobs import ResultBlobs
 from models_store.store import ModelStore
 from ondol.broker.call_worker import CallTaker, ReplySender
 from ondol.broker.celery_app import queue_name
+from ondol.broker.lying import QueueLook
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import NotReady, OndolError
 from ondol.contract.frames import Header
 from ondol.contract.states import Priority
+from ondol.control.repairs import count_repair
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
 from ondol.metrics.roles import WorkerMetrics
@@ -41,6 +43,7 @@ from workers.device_lock import hold_device
 from workers.dispatcher import Dispatcher
 from workers.follower import AliasFollower
 from workers.handler import HandlerDeps, handle
+from workers.hearing import Hearing
 from workers.import_job import ImportRunner
 from workers.in_flight import InFlight
 from workers.memory import resident_bytes
@@ -51,6 +54,7 @@ from workers.serving_gate import ServingGate
 from workers.session import SessionKeeper, WorkerIdentity
 from workers.sharding.planner import ShardPlanner
 from workers.warm_models import WarmModels
+from workers.work_watch import WorkWatch, end_for_a_new_start
 
 log = structlog.get_logger(__name__)
 
@@ -120,8 +124,10 @@ class WorkerProcess:
         self._keeper = DeviceKeeper(
             DeviceProgram(program.argv, program.environment | log_environment(settings), (*program.keep_fds, lock_fd)),
             forward_limit_s=settings.forward_limit_s,
+            forward_stall_s=settings.forward_stall_s,
             on_up=self._device_up,
             on_down=self._device_down,
+            on_over_limit=lambda: count_repair(self._database, "forward_over_limit"),
         )
         store = ModelStore(settings.resolved_store_url())
         self._library = ModelLibrary(
@@ -148,6 +154,8 @@ class WorkerProcess:
         self._inputs = InputBlobs(settings.resolved_store_url())
         self._planner = self._make_planner()
         self._claims = Claims()
+        self._hearing = Hearing()
+        self._watch = self._make_watch()
         self._device_down_at: float | None = None
         self._memory_bytes: int | None = None
         self._session: SessionKeeper
@@ -175,11 +183,13 @@ class WorkerProcess:
         self._calls.start()
         audit = ClaimAudit(self._database, self._session, self._claims)
         audit.start()
+        self._watch.start()
         self._preloader.start()
         self._follower.start()
         log.info("worker.up", worker=self.name, resident_mb=resident_bytes() // 1024**2)
         code = self._consume()
         audit.stop()
+        self._watch.stop()
         self._take_down()
         return code
 
@@ -207,16 +217,18 @@ class WorkerProcess:
         return consume(
             self._redis_url,
             name=self.name,
-            queues=tuple(queue_name(self.name, priority) for priority in Priority),
+            queues=self._queues(),
             concurrency=self._settings.handler_threads,
             handle=lambda message_id: handle(message_id, deps),
             begin_to_stop=self._begin_to_stop,
+            hearing=self._hearing,
         )
 
     def _begin_to_stop(self, **_: object) -> None:
         """Runs inside Celery's signal handler: handlers stop waiting and hand their rows back."""
         self._stopping.set()
         self._session.renew_soon()
+        self._watch.begin_to_stop()
         self._calls.begin_to_stop()
         self._strikes.begin_to_stop()
         self._follower.begin_to_stop()
@@ -252,6 +264,22 @@ class WorkerProcess:
         self._warm.clear()
         if not self._stopping.is_set():
             self._metrics.device.restarts.inc()
+
+    def _queues(self) -> tuple[str, ...]:
+        return tuple(queue_name(self.name, priority) for priority in Priority)
+
+    def _make_watch(self) -> WorkWatch:
+        return WorkWatch(
+            database=self._database,
+            queues=QueueLook(self._redis_url, self._queues()),
+            ringer=self._ringer,
+            session=lambda: self._session,
+            worker=self.name,
+            hearing=self._hearing,
+            is_idle=lambda: self._claims.is_empty,
+            end=lambda: end_for_a_new_start(self._settings.grace_s),
+            unheard_s=self._settings.unheard_s,
+        )
 
     def _make_calls(self, budget: int) -> CallLoop:
         return CallLoop(
@@ -302,7 +330,7 @@ class WorkerProcess:
             identity,
             lease_s=self._settings.lease_s,
             renew_s=self._settings.renew_s,
-            is_ready=lambda: not self._stopping.is_set(),
+            is_ready=lambda: self._watch.hears and not self._stopping.is_set(),
             warm=self._warm.refs,
             on_lost=self._lease_lost,
             has_device=self._has_device,

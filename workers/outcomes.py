@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from models_store.result_blobs import ResultBlobs
-from ondol.contract.errors import AttemptError, DeadlineExceeded, OndolError
+from ondol.contract.errors import AttemptError, DeadlineExceeded, OndolError, StoreUnavailable
 from ondol.contract.ids import parent_of
 from ondol.sql.records import ClaimedJob, Completion, Failure
 from workers.inference_task import Answer, InferenceTask
@@ -21,6 +21,8 @@ MAX_INLINE_RESULT_BYTES = 1_000_000
 MAX_INLINE_SHARD_BYTES = 64 * 1024
 """Shards are many: what is larger stands in the store, beside the database."""
 _FIRST_BACKOFF_S = 0.5
+_FIRST_STORE_BACKOFF_S = 4.0
+"""A store that fails is away for longer than a device: five attempts go over a minute."""
 _MAX_DOUBLINGS = 7
 
 Outcome = Completion | Failure
@@ -58,7 +60,8 @@ def failure_of(
     job: ClaimedJob, error: OndolError, *, timings: dict[str, float] | None = None, num_losses: int = 0
 ) -> Failure:
     """The failure; how many retries are left is decided in SQL, where they are counted."""
-    backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
+    first_s = _FIRST_STORE_BACKOFF_S if isinstance(error, StoreUnavailable) else _FIRST_BACKOFF_S
+    backoff_s = first_s * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
     return Failure(
         job_id=job.id,
         attempt=job.attempt,

@@ -13,7 +13,7 @@ from celery import Celery
 from celery.signals import heartbeat_sent, worker_ready, worker_shutting_down
 from celery.worker import state
 
-from api.admission import Admission
+from api.admission import Admission, queue_limits
 from api.database import AsyncDatabase
 from api.intake.answering import Answerer, AnswerLimits
 from api.intake.node import IntakeConsumer, Node
@@ -62,12 +62,7 @@ class IntakeProcess:
             settings=settings,
             database=self._async_database,
             models=ModelLookup(self._async_database),
-            admission=Admission(
-                self._async_database,
-                max_jobs=settings.max_queued_jobs,
-                max_tokens=settings.max_queued_tokens,
-                counts=self._metrics.accept,
-            ),
+            admission=Admission(self._async_database, queue_limits(settings), counts=self._metrics.accept),
             ringer=self._ringer,
             wake=self._wake,
             results=self._results,

@@ -21,6 +21,7 @@ from api.intake.failures import exception_of
 from api.intake.receiving import ProducerMessage, Receiver
 from api.intake.request import MAX_TASK_ID_CHARS, ProducerTask, check_request, ignores_result, num_bytes
 from api.intake.results import ProducerResults
+from ondol.broker.unreadable import take_only_messages
 from ondol.contract.errors import BrokerUnavailable, HandedBack, OndolError, TaskRevoked
 from ondol.contract.kinds import JobKind
 
@@ -96,6 +97,23 @@ class Node:
 class IntakeConsumer(consumer.Consumer):  # type: ignore[misc]  # celery is untyped
     """A consumer whose producers are told also of messages that cannot be read."""
 
+    def on_ready(self) -> None:
+        """The connection stands, and its queues are consumed."""
+        super().on_ready()
+        take_only_messages(self.task_consumer.channel)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """What takes each message. One that Celery stumbles over is refused: unacknowledged, sixteen stop the node."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_or_refuse(message: Any) -> None:
+            try:
+                handle(message)
+            except (ValueError, TypeError, LookupError, AttributeError) as exc:
+                self.on_invalid_task(None, message, exc)
+
+        return handle_or_refuse
+
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Refuse a message that is no proper task, or not JSON."""
         self._tell(message)
@@ -107,7 +125,7 @@ class IntakeConsumer(consumer.Consumer):  # type: ignore[misc]  # celery is unty
         super().on_decode_error(message, exc)
 
     def _tell(self, message: Any) -> None:
-        task_id = (message.headers or {}).get("id")
+        task_id = message.headers.get("id") if isinstance(message.headers, dict) else None
         if isinstance(task_id, str):
             error = ValueError("the message cannot be read; send tasks as JSON (code invalid_payload)")
             try:

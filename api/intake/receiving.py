@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from api.admission import Admission
+from api.admission import Admission, Reservation
 from api.auth import Caller
 from api.database import AsyncDatabase
 from api.intake.results import ProducerResults
@@ -121,22 +121,22 @@ class Receiver:
         [outcome] = await prepare(services, Origin(caller, message.num_bytes), [body])
         if isinstance(outcome, OndolError):
             raise outcome
-        await admit(services, [outcome])
         job = _of_producer(outcome, message)
         try:
-            return await services.database.write(lambda uow: self._add(uow, job))
+            with await admit(services, [job]) as room:
+                return await services.database.write(lambda uow: self._add(uow, job, room))
         except Conflict:
             known = await services.database.read(lambda uow: _find(uow, message.task_id, caller.project_id))
             if known is None:
                 raise
             return known  # another intake was faster with the same message
 
-    def _add(self, uow: UnitOfWork, job: NewJob) -> str:
+    def _add(self, uow: UnitOfWork, job: NewJob, room: Reservation) -> str:
         assert job.task_id is not None
         known = _find(uow, job.task_id, job.project_id)
         if known is not None:
             return known
-        [record] = record_jobs(uow, self._services, [job])
+        [record] = record_jobs(uow, self._services, [job], room)
         uow.after_commit(lambda: log.info("intake.recorded", job_id=record.id, task_id=job.task_id, kind=job.kind))
         return record.id
 

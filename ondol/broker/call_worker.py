@@ -13,18 +13,21 @@ from redis.exceptions import RedisError
 from ondol.broker.calls import LIST_TTL_S, CallRequest, reply_key, request_key
 from ondol.broker.connection import connect
 from ondol.contract.frames import FrameError, unpack_frame
+from ondol.contract.jobs import Inputs
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import Priority
 
 log = structlog.get_logger(__name__)
 _BLOCK_S = 1
+_ANSWER_LIMIT_S = 5.0
+"""Of a BLPOP that may block for a second: so soon calls are heard again after a link has become half open."""
 
 
 class CallTaker:
     """Pops requests of one worker, interactive ones first. One thread uses it."""
 
     def __init__(self, redis_url: str, worker: str) -> None:
-        self._client = connect(redis_url)
+        self._client = connect(redis_url, answer_limit_s=_ANSWER_LIMIT_S)
         self._keys = [request_key(worker, priority) for priority in Priority]
 
     def take(self, at_most: int) -> list[tuple[str, CallRequest]]:
@@ -42,7 +45,7 @@ class CallTaker:
         except (RedisError, OSError) as exc:  # what was taken before is still answered
             log.warning("calls.not_taken", reason=str(exc)[:200])
             threading.Event().wait(0.5)
-        requests = [_parse_request(frame) for frame in frames]
+        requests = [parse_request(frame) for frame in frames]
         return [request for request in requests if request is not None]
 
     def take_waiting(self) -> list[tuple[str, CallRequest]]:
@@ -54,7 +57,7 @@ class CallTaker:
                 frames += popped or []
         except (RedisError, OSError) as exc:
             log.warning("calls.not_drained", reason=str(exc)[:200])
-        requests = [_parse_request(frame) for frame in frames]
+        requests = [parse_request(frame) for frame in frames]
         return [request for request in requests if request is not None]
 
     def close(self) -> None:
@@ -106,20 +109,33 @@ class ReplySender:
             log.warning("calls.replies_not_sent", num_replies=sum(map(len, lists.values())), reason=str(exc)[:200])
 
 
-def _parse_request(frame: bytes) -> tuple[str, CallRequest] | None:
+def parse_request(frame: bytes) -> tuple[str, CallRequest] | None:
+    """(api id, request) of a frame from a call list; None, and a line in the log, for anything else."""
     try:
         header, _ = unpack_frame(frame)
         request = CallRequest(
-            version_id=header["version_id"],
-            model_ref=header["model_ref"],
+            version_id=_text(header["version_id"]),
+            model_ref=_text(header["model_ref"]),
             kind=JobKind(header["kind"]),
             options=dict(header["options"]),
-            inputs=header["inputs"],
+            inputs=_inputs(header["inputs"]),
             deadline_at=float(header["deadline_at"]),
             priority=Priority(header["priority"]),
-            id=header["id"],
+            id=_text(header["id"]),
         )
-        return str(header["api"]), request
-    except (FrameError, KeyError, ValueError, TypeError):
+        return _text(header["api"]), request
+    except (FrameError, KeyError, ValueError, TypeError, OverflowError):
         log.warning("calls.request_unreadable", num_bytes=len(frame))
         return None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _inputs(value: Any) -> Inputs:
+    if not isinstance(value, list) or not all(isinstance(item, str | list | dict) for item in value):
+        raise TypeError("no inputs")
+    return value

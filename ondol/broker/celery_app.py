@@ -13,6 +13,9 @@ from ondol.contract.states import Priority
 
 RUN_TASK = "ondol.run"
 MESSAGE_VERSION = 1
+"""The version of a message that is published."""
+READ_VERSIONS = frozenset({MESSAGE_VERSION})
+"""Those that are understood. A new one is read a release before it is written (decision 18)."""
 PRODUCER_QUEUES = ("ondol.jobs", "celery")
 """Where Celery producers send jobs: our own queue, and the one that Celery takes when none is named."""
 _UNACKNOWLEDGED_LIMIT_S = 60
@@ -33,7 +36,8 @@ def make_celery_app(redis_url: str, *, queues: tuple[str, ...] = ()) -> Celery:
     """The application, connected to nothing yet; `queues` are those that a worker consumes."""
     app = Celery("ondol", broker=redis_url, set_as_current=False)
     transport = {
-        "socket_timeout": 15,
+        # Short, because events are sent from the loop that also listens: on a half-open link it hears nothing so long.
+        "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
         "health_check_interval": 10,

@@ -6,6 +6,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
+from redis.retry import Retry
 
 SOCKET_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5.0
@@ -19,9 +20,11 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def connect(url: str) -> redis.Redis:
-    """A synchronous client; answers are bytes. Thread-safe."""
-    return redis.Redis.from_url(url, **_OPTIONS)
+def connect(url: str, *, answer_limit_s: float = SOCKET_TIMEOUT_S, retry: Retry | None = None) -> redis.Redis:
+    """A synchronous client; answers are bytes. Thread-safe. `retry`: in the place of the library's own."""
+    options = _OPTIONS | {"socket_timeout": answer_limit_s}
+    options["socket_connect_timeout"] = min(CONNECT_TIMEOUT_S, answer_limit_s)
+    return redis.Redis.from_url(url, **options, **({} if retry is None else {"retry": retry}))
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:

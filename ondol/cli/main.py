@@ -22,6 +22,7 @@ from ondol.cli import (
     keys,
     models,
     processes,
+    projects,
     webhooks,
 )
 
@@ -48,6 +49,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
+app.add_typer(projects.app, name="projects")
 app.add_typer(database.app, name="db")
 app.command()(doctor.doctor)
 app.command()(demo.demo)

@@ -41,10 +41,13 @@ def run(settings: UpSettings) -> Iterator[Finding]:
 
 
 def _server(target: Target, ready: _Reply) -> Finding:
-    if ready.status == httpx.codes.OK:
-        return ok("server", f"{target.url} is ready")
     checks: dict[str, Any] = ready.body.get("checks") or {}
     failing = [f"{name}: {check.get('reason')}" for name, check in checks.items() if not check.get("ok")]
+    if ready.status == httpx.codes.OK and failing:
+        found = f"{target.url} is ready, but {'; '.join(failing)}"
+        return bad("server", found, "look at the reconciler's log, and start one: `ondol reconciler`")
+    if ready.status == httpx.codes.OK:
+        return ok("server", f"{target.url} is ready")
     if not checks:
         found = f"{target.url} answers {ready.status}: {ready.text[:120]}"
         return bad("server", found, "is it an Ondol? Correct ONDOL_URL, or stop the other program")

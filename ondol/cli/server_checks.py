@@ -17,11 +17,13 @@ from ondol.settings import UpSettings
 
 if TYPE_CHECKING:
     from ondol.control.administration import DatabaseFacts
+    from ondol.control.troubles import Troubles
 
 ANSWER_LIMIT_S = 5.0
 _OLDEST_REDIS = (6, 2)
 _OLDEST_POSTGRESQL = 13
 _MOST_SKEW_S = 2.0
+LEADERLESS_LIMIT_S = 30.0
 _MOUNTS = Path("/proc/self/mounts")
 _REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs"})
 
@@ -110,6 +112,34 @@ def judge_database(where: str, facts: DatabaseFacts) -> Finding:
     return ok("SQL", found)
 
 
+def _repairs(settings: UpSettings) -> Finding:
+    from ondol.control.troubles import Troubles, find_troubles
+
+    url = settings.resolved_database_url()
+    file = sqlite_file(url)
+    try:
+        troubles = Troubles() if file is not None and not file.exists() else find_troubles(url)
+    except OndolError:  # the finding about SQL says so
+        return note("repairs", "SQL cannot be asked", "see what is said of SQL")
+    return judge_repairs(troubles)
+
+
+def judge_repairs(troubles: Troubles) -> Finding:
+    """What the watchdogs have found and done, judged."""
+    if troubles.leaderless_s > LEADERLESS_LIMIT_S:
+        found = f"no reconciler has led for {troubles.leaderless_s:.0f} s: what is lost is not repaired"
+        return bad("repairs", found, "look at the reconciler's log, and start one: `ondol reconciler`")
+    if troubles.idle_workers:
+        found = f"work waits, and {', '.join(troubles.idle_workers)} takes none"
+        return bad(
+            "repairs", found, "look at the worker's log for worker.deaf and worker.idle_with_backlog; restart it"
+        )
+    if troubles.recent_repairs:
+        named = ", ".join(f"{kind} ({total} ever)" for kind, total in troubles.recent_repairs.items())
+        return note("repairs", f"in the last ten minutes: {named}", "docs/watchdogs.md says what each means")
+    return ok("repairs", "none in the last ten minutes")
+
+
 def remote_filesystem(file: Path) -> str | None:
     """The kind of network filesystem that holds the path; None for a local one, or where that is not known."""
     try:
@@ -154,4 +184,4 @@ def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.0f} MB"
 
 
-CHECKS: tuple[Callable[[UpSettings], Finding], ...] = (_redis, _sql, _store)
+CHECKS: tuple[Callable[[UpSettings], Finding], ...] = (_redis, _sql, _repairs, _store)

@@ -153,6 +153,7 @@ _BY_STATUS: dict[int, type[OndolAPIError]] = {
     403: PermissionRefused,
     404: NoSuchThing,
     409: StateConflict,
+    410: NoSuchThing,
     429: ServerBusy,
 }
 

@@ -42,6 +42,7 @@ class EventStream:
     def answered(self, status: int) -> None:
         """The server answered without an error; 204 says that the job has ended and all its events were seen."""
         self.is_over = status == _NO_MORE
+        self._policy.answered(status)
 
     def feed(self, line: str) -> JobEvent | None:
         """The event that this line completes, if it is a new one."""

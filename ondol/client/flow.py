@@ -109,6 +109,7 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Answer]:
                 raise
         else:
             assert answer is not None
+            policy.answered(answer.status)
             if answer.status < 400:
                 return answer
             delay_s = policy.delay_after_answer(tries, answer.status, answer.headers)

@@ -111,6 +111,24 @@ class FileNotFound(NotFound):
     code = "file_not_found"
 
 
+class PartGone(NotFound):
+    """Inputs, result or events of a job were deleted when their time was over; the job itself is still there."""
+
+    code = "part_gone"
+
+
+class JobGone(JobNotFound):
+    """The job was deleted when its time was over."""
+
+    code = "job_gone"
+
+
+class FileGone(FileNotFound):
+    """The file was deleted when its time was over."""
+
+    code = "file_gone"
+
+
 class Conflict(OndolError):
     """The request does not fit the present state of the thing."""
 

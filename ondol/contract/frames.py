@@ -26,7 +26,8 @@ class FrameError(ValueError):
 def pack_frame(header: Header, bodies: Iterable[Buffer] = ()) -> bytes:
     """One frame as bytes; `bodies` are joined in order."""
     body = b"".join(bodies)
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # A lone surrogate in a text of somebody else's is no reason to die: `loads` takes it, too.
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
     return _PREFIX.pack(len(head), len(body)) + head + body
 
 
@@ -64,7 +65,7 @@ def receive_frame(sock: socket.socket) -> tuple[Header, memoryview] | None:
 def _parse_header(data: bytes) -> Header:
     try:
         header = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise FrameError(f"the header is not JSON: {exc}") from exc
     if not isinstance(header, dict):
         raise FrameError("the header is not a JSON object")

@@ -43,6 +43,7 @@ _OPTIONS: dict[JobKind, type[BaseModel]] = {
     JobKind.IMPORT: ImportOptions,
     JobKind.FINE_TUNE: FineTuneOptions,
 }
+_KINDS = frozenset(JobKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def parse_job(body: Any, limits: InputLimits) -> ParsedJob:
 
 def parse_request(body: Any) -> JobRequest:
     """The envelope of a job; an unknown kind is told apart from other mistakes."""
-    if isinstance(body, dict) and isinstance(body.get("kind"), str) and body["kind"] not in set(JobKind):
+    if isinstance(body, dict) and isinstance(body.get("kind"), str) and body["kind"] not in _KINDS:
         names = ", ".join(JobKind)
         raise UnknownJobKind(f"{body['kind'][:80]!r} is not a job kind; there are {names}", param="kind")
     return validated(JobRequest, body)

@@ -118,6 +118,18 @@ class JobRequest(_Strict):
     webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
     """URL that is told, by a signed POST, how the job ended."""
 
+    @field_validator("options", "metadata")
+    @classmethod
+    def _whole_characters(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """What no JSON encoder would write again is refused here: it would spoil every list that shows the job."""
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as exc:
+            raise ValueError("a text in it has a lone surrogate, which is no character") from exc
+        except (TypeError, RecursionError) as exc:
+            raise ValueError("it must be plain JSON, not nested too deep") from exc
+        return value
+
     @field_validator("metadata")
     @classmethod
     def _small_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:

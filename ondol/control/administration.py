@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ondol.sql import leftovers, migrate
 from ondol.sql.database import Database
 from ondol.sql.keys import DEFAULT_PROJECT
-from ondol.sql.records import KeyRecord
+from ondol.sql.records import KeyRecord, ProjectRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
@@ -69,6 +69,16 @@ def list_keys(url: str) -> list[KeyRecord]:
 def revoke_key(url: str, key_id: str) -> None:
     """Revoke a key; NotFound if there is none with this id."""
     _write(url, lambda uow: uow.keys.revoke(key_id))
+
+
+def list_projects(url: str) -> list[ProjectRecord]:
+    """All projects, by name."""
+    return _write(url, lambda uow: uow.keys.list_projects())
+
+
+def set_project(url: str, name: str, changes: Mapping[str, float | int | None]) -> ProjectRecord:
+    """Change columns of a project's share (weight, max_queued_jobs, max_queued_tokens); NotFound."""
+    return _write(url, lambda uow: uow.keys.set_project(name, changes))
 
 
 def has_keys(url: str) -> bool:

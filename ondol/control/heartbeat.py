@@ -1,7 +1,11 @@
-"""A file that a process touches while its main loop turns: how a health check on the same host sees that it does."""
+"""A file that a process touches while its main loop turns: how a health check on the same host sees that it does.
+
+It holds the process id, so that whoever supervises the process can end one that lives and does not turn.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -14,14 +18,26 @@ class Heartbeat:
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self._path = run_dir / f"{name}.beat"
+        self._has_begun = False
 
     def beat(self) -> None:
         """Say that the loop turns; call it in every round. Costs microseconds."""
         try:
-            self._path.touch()
+            if self._has_begun:
+                self._path.touch()
+            else:
+                self._path.write_text(f"{os.getpid()}\n", encoding="ascii")
+                self._has_begun = True
         except FileNotFoundError:  # the first beat of a new data folder
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
+            self._path.write_text(f"{os.getpid()}\n", encoding="ascii")
+
+    def pid(self) -> int | None:
+        """The process that beats, or beat last; None if there was none."""
+        try:
+            return int(self._path.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):  # of a version that left the file empty
+            return None
 
     def age_s(self) -> float | None:
         """Seconds since the last beat; None if there was none."""

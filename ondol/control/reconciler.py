@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from ondol.broker.connection import connect
 from ondol.broker.wake import WakeBus
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.contract.ids import new_id
+from ondol.control.purging import Purger, Retention
 from ondol.control.ringer import Ringer
 from ondol.metrics.roles import ReconcilerMetrics
 from ondol.sql.database import Database
+from ondol.sql.measures import RECONCILER
 from ondol.sql.unit_of_work import UnitOfWork
 
 log = structlog.get_logger(__name__)
 
-LEADER = "reconciler"
+LEADER = RECONCILER
 CANARY_KEY = "ondol:canary"
-_PURGE_EVERY_S = 60.0
+_REDIS_LIMIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,6 @@ class ReconcilerLimits:
     rung_unclaimed_s: float = 4.0
     leader_lease_s: float = 6.0
     session_lease_s: float = 6.0
-    idempotency_ttl_s: float = 86_400.0
 
 
 class Reconciler:
@@ -48,16 +51,20 @@ class Reconciler:
         wake: WakeBus,
         limits: ReconcilerLimits,
         metrics: ReconcilerMetrics | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self._metrics = metrics or ReconcilerMetrics()
         self._database = database
-        self._redis = connect(redis_url)
+        # Few seconds and no second try: while Redis stands still, what needs SQL alone must go on, under a lease.
+        self._redis = connect(redis_url, answer_limit_s=_REDIS_LIMIT_S, retry=Retry(NoBackoff(), 0))
         self._ringer = ringer
         self._wake = wake
         self._limits = limits
         self._holder = new_id("rec")
         self._was_leader = False
-        self._purged_at = 0.0
+        self._purger = Purger(
+            database, retention=retention or Retention(), lead=self._lead, metrics=self._metrics.purges
+        )
         self._believe_until = 0.0
         """By the monotonic clock: until then no lease is called lapsed, so that everybody can renew after an outage."""
 
@@ -76,7 +83,8 @@ class Reconciler:
             self._metrics.leads.set(is_leader)
         if not is_leader:
             return False
-        has_lost_messages = self._redis_lost_its_data()
+        found = self._redis_lost_its_data()
+        has_lost_messages = found is True
         asked_at = time.monotonic()
         moved = self._database.write(
             lambda uow: self._repair(uow, has_lost_messages=has_lost_messages, asked_at=asked_at)
@@ -84,7 +92,9 @@ class Reconciler:
         self._wake.wake(moved)
         if has_lost_messages:
             self._set_canary()
-        self._ringer.ring()
+        if found is not None:  # else each message would be waited for in vain
+            self._ringer.ring()
+        self._purger.purge()
         self._metrics.rounds.inc()
         return True
 
@@ -141,22 +151,19 @@ class Reconciler:
             uow.leaders.count_repairs(kind, num)
             if num:
                 log.warning("repair.counted", repair=kind, num=num)
-        if time.monotonic() - self._purged_at > _PURGE_EVERY_S:
-            self._purged_at = time.monotonic()
-            uow.idempotency.purge(older_than_s=self._limits.idempotency_ttl_s)
         return moved
 
     def _count_lost(self, num_by_kind: Mapping[str, int]) -> None:
         for kind, num in num_by_kind.items():
             self._metrics.attempts.ended(kind, "lost", num)
 
-    def _redis_lost_its_data(self) -> bool:
-        """Whether the canary is gone: then every message that nobody has claimed is gone too."""
+    def _redis_lost_its_data(self) -> bool | None:
+        """Whether the canary is gone: then every message that nobody claimed is gone too. None: Redis is away."""
         try:
             return not self._redis.exists(CANARY_KEY)
         except (RedisError, OSError) as exc:
             log.warning("reconciler.redis_unavailable", reason=str(exc)[:200])
-            return False
+            return None
 
     def _set_canary(self) -> None:
         try:

@@ -14,6 +14,7 @@ from ondol.contract.errors import DatabaseUnavailable, OndolError
 from ondol.contract.kinds import JobKind
 from ondol.control.heartbeat import Heartbeat
 from ondol.control.measuring import measured
+from ondol.control.purging import retention_of
 from ondol.control.reconciler import Reconciler, ReconcilerLimits
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
@@ -45,6 +46,7 @@ def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> N
             session_lease_s=settings.lease_s,
         ),
         metrics=metrics,
+        retention=retention_of(settings),
     )
     SystemMetrics(metrics.registry, lambda: _look(database, reconciler))
     heartbeat = Heartbeat(settings.run_dir, "reconciler")

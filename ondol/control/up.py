@@ -23,6 +23,7 @@ from ondol.control.up_lock import locked_data_folder
 from ondol.control.up_model import import_default_model
 from ondol.control.up_programs import child_environment, plan_programs
 from ondol.control.up_ready import Start
+from ondol.control.up_watch import WATCH_EVERY_S, LoopWatch
 from ondol.settings import (
     EXIT_WRONG_USE,
     IntakeSettings,
@@ -102,8 +103,10 @@ class _Up:
                 self._import_default_model(client)
         ready = f"Ondol is ready: {url}  (data {self.settings.data_dir}, logs {self.settings.log_dir}; Ctrl-C stops it)"
         _say(f"{ready}\n{self.flower.line()}" if self.flower else ready)
-        while not self.signals.wait(60):
+        watch = LoopWatch(self.settings.run_dir, ("reconciler",), _say)
+        while not self.signals.wait(WATCH_EVERY_S):
             _must_live(supervisor, self.settings)
+            watch.look()
 
     def _wait_until_ready(self, client: httpx.Client, supervisor: Supervisor, start: Start) -> bool:
         limit_s = self.settings.ready_limit_s

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from ondol.metrics.batch_histogram import BatchHistogram
 from ondol.metrics.batches import BatchMetrics, number_in
 from ondol.metrics.jobs import AcceptMetrics, AttemptMetrics, EndedAttempts, NoticeMetrics, RingMetrics, StageMetrics
+from ondol.metrics.purging import PurgeMetrics, SweepMetrics
 from ondol.metrics.registry import as_label, new_registry
 
 REQUEST_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -26,6 +27,7 @@ class ApiMetrics:
         self.accept = AcceptMetrics(self.registry)
         self.ring = RingMetrics(self.registry)
         self.notices = NoticeMetrics(self.registry, "webhook")
+        self.sweeps = SweepMetrics(self.registry)
         self._requests = Counter(
             "ondol_http_requests_total",
             "HTTP requests answered; route is the template, `unmatched` where there is none.",
@@ -182,6 +184,7 @@ class ReconcilerMetrics:
         self.registry = new_registry("reconciler")
         self.ring = RingMetrics(self.registry)
         self.attempts = EndedAttempts(self.registry, *((kind, "lost") for kind in kinds))
+        self.purges = PurgeMetrics(self.registry)
         self.leads = Gauge(
             "ondol_reconciler_leads", "1 while this reconciler is the one that acts, else 0.", registry=self.registry
         )

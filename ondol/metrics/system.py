@@ -46,6 +46,10 @@ class SystemState(Protocol):
     def num_notices(self) -> Mapping[str, int]:
         """Notices that are still to be delivered, by channel."""
 
+    @property
+    def leaderless_s(self) -> float | None:
+        """How long no reconciler has led; None where none ever did."""
+
 
 class SystemMetrics(Collector):
     """Families made of the last look; `look` None or nothing to tell: no series. Thread-safe.
@@ -92,7 +96,12 @@ def _families(state: SystemState | None) -> list[Metric]:
     notices = GaugeMetricFamily(
         "ondol_notices_waiting", "Ends of jobs that somebody is still to be told of.", labels=("channel",)
     )
+    leaderless = GaugeMetricFamily(
+        "ondol_leaderless_seconds", "How long no reconciler has led; 0 while one does, and nothing is repaired else."
+    )
     if state is not None:
+        if state.leaderless_s is not None:
+            leaderless.add_metric((), state.leaderless_s)
         for family, values in (
             (queued, state.num_queued),
             (oldest, state.oldest_s),
@@ -103,4 +112,4 @@ def _families(state: SystemState | None) -> list[Metric]:
         ):
             for label, value in values.items():
                 family.add_metric((label,), value)
-    return [queued, oldest, running, ready, repairs, notices]
+    return [queued, oldest, running, ready, repairs, notices, leaderless]

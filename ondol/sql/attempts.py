@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from sqlalchemy.engine import Row
 
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority, Reason
+from ondol.sql.id_lists import id_list, is_listed
 from ondol.sql.many_rows import ManyRows
 from ondol.sql.notices import WANTS_NOTICE
 from ondol.sql.records import ClaimedJob, Completion, Failure, InputBlob
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_COUNTED_LOSSES = 3
 LAPSES_BEFORE_ALONE = 3
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _CLAIMED = (
     jobs.c.id,
@@ -39,19 +42,12 @@ _CLAIMED = (
     jobs.c.event_seq,
     jobs.c.input_file_id,
 )
-_INSERT = ManyRows(sa.insert(attempts), ("job_id", "attempt", "session_id", "worker", "message_id", "started_at"))
-_INSERT_RESULTS = ManyRows(sa.insert(results), results.c.keys())
+_INSERT = ManyRows(attempts, ("job_id", "attempt", "session_id", "worker", "message_id", "started_at"))
+_INSERT_RESULTS = ManyRows(results, results.c.keys())
 _CLOSE = ManyRows(
-    sa.update(attempts)
-    .where(attempts.c.job_id == sa.bindparam("b_job"), attempts.c.attempt == sa.bindparam("b_attempt"))
-    .values(
-        finished_at=sa.bindparam("b_finished"),
-        outcome=sa.bindparam("b_outcome"),
-        tokens=sa.bindparam("b_tokens"),
-        timings=sa.bindparam("b_timings"),
-        error=sa.bindparam("b_error"),
-    ),
-    ("b_job", "b_attempt", "b_finished", "b_outcome", "b_tokens", "b_timings", "b_error"),
+    attempts,
+    ("job_id", "attempt", "finished_at", "outcome", "tokens", "timings", "error"),
+    keys=("job_id", "attempt"),
 )
 _PARENTS_OF_MESSAGE = (
     sa.select(sa.func.string_agg(jobs.c.parent_id.distinct(), sa.literal_column("','", sa.String)))
@@ -60,6 +56,73 @@ _PARENTS_OF_MESSAGE = (
     .label("parents")
 )
 """PostgreSQL: the jobs whose shards a message names, asked with the message itself; null for most messages."""
+
+# Built once: SQLAlchemy takes longer to build a statement than the database to run it.
+_NOW = sa.bindparam("b_now", type_=sa.Double)
+_MESSAGE = sa.bindparam("b_message", type_=sa.String)
+_SESSION = sa.bindparam("b_session", type_=sa.String)
+_CLAIM_MESSAGE = (
+    sa.update(messages)
+    .where(messages.c.id == _MESSAGE, sa.or_(messages.c.claimed_at.is_(None), messages.c.session_id == _SESSION))
+    .values(claimed_at=_NOW, session_id=_SESSION)
+)
+_CLAIM_MESSAGE_OF_SHARDS = _CLAIM_MESSAGE.returning(_PARENTS_OF_MESSAGE)
+_CLAIM = (
+    sa.update(jobs)
+    .where(jobs.c.message_id == _MESSAGE, jobs.c.state == JobState.QUEUED)
+    .values(
+        state=JobState.RUNNING,
+        attempt=jobs.c.attempt + 1,
+        session_id=_SESSION,
+        started_at=_NOW,
+        event_seq=jobs.c.event_seq + 1,
+    )
+    .returning(*_CLAIMED)
+)
+_INPUTS_OF_MESSAGE = sa.select(job_inputs).where(
+    job_inputs.c.job_id.in_(sa.select(jobs.c.id).where(jobs.c.message_id == _MESSAGE, jobs.c.session_id == _SESSION))
+)
+
+
+def _move(after: JobState, *conditions: sa.ColumnElement[bool], **values: Any) -> sa.Update:
+    """The fence: the jobs that run now as this attempt move to `after`.
+
+    A job that was cut into shards has no attempt that runs: it moves with its shards alone.
+    """
+    return (
+        sa.update(jobs)
+        .where(
+            is_listed(jobs.c.id, "b_ids"),
+            jobs.c.attempt == sa.bindparam("b_attempt"),
+            jobs.c.state == JobState.RUNNING,
+            sa.not_(jobs.c.is_sharded),
+            *conditions,
+        )
+        .values(state=after, event_seq=jobs.c.event_seq + 1, message_id=None, session_id=None, **values)
+        .returning(jobs.c.id, jobs.c.attempt, jobs.c.event_seq, *WANTS_NOTICE)
+    )
+
+
+_ADDED_LOSSES = jobs.c.num_losses + sa.bindparam("b_losses", type_=sa.Integer)
+_SUCCEED = _move(JobState.SUCCEEDED, finished_at=_NOW, num_done=jobs.c.num_inputs)
+_FAIL = _move(
+    JobState.FAILED, finished_at=_NOW, error=sa.bindparam("b_error", type_=jobs.c.error.type), num_losses=_ADDED_LOSSES
+)
+_RETRY = _move(
+    JobState.QUEUED,
+    jobs.c.num_retries < sa.bindparam("b_max_retries"),
+    run_after=sa.bindparam("b_run_after"),
+    num_retries=jobs.c.num_retries + 1,
+    num_losses=_ADDED_LOSSES,
+)
+_LOSE = _move(JobState.QUEUED, num_losses=jobs.c.num_losses + 1, num_lapses=jobs.c.num_lapses + 1)
+_TAKE_BACK = _move(
+    JobState.QUEUED,
+    num_losses=jobs.c.num_losses + sa.case((sa.or_(jobs.c.is_alone, IS_TRAINING), 1), else_=0),
+    num_lapses=jobs.c.num_lapses + 1,
+    is_alone=sa.or_(jobs.c.is_alone, jobs.c.num_lapses + 1 >= LAPSES_BEFORE_ALONE),
+)
+_HAND_BACK = _move(JobState.QUEUED)
 
 
 class AttemptRepository:
@@ -80,19 +143,9 @@ class AttemptRepository:
         now = self._uow.now
         if not self._claim_message(message_id, session_id, now):
             return []
-        statement = (
-            sa.update(jobs)
-            .where(jobs.c.message_id == message_id, jobs.c.state == JobState.QUEUED)
-            .values(
-                state=JobState.RUNNING,
-                attempt=jobs.c.attempt + 1,
-                session_id=session_id,
-                started_at=now,
-                event_seq=jobs.c.event_seq + 1,
-            )
-            .returning(*_CLAIMED)
-        )
-        returned: Sequence[Any] = self._conn.execute(statement).all()
+        returned: Sequence[Any] = self._conn.execute(
+            _CLAIM, {"b_message": message_id, "b_session": session_id, "b_now": now}
+        ).all()
         rows: list[Row[Any]] = sorted(returned, key=lambda row: str(row.id))
         if not rows and self._uow.is_retry:
             return self._claimed_before(message_id, session_id, now)
@@ -134,18 +187,14 @@ class AttemptRepository:
         self, job_id: str, attempt: int, after: JobState, reason: Reason, *, outcome: str, worker: str | None = None
     ) -> bool:
         """Move one running attempt's job to `after` and close the attempt; False when it is stale."""
-        rows = self._fence([(job_id, attempt)], after=after, values={})
+        rows = self._fence(_move(after), [(job_id, attempt)])
         self._close_attempts([(r.id, r.attempt, outcome, None, None, None) for r in rows])
         self._tell(rows, after=after, reason=reason, worker=worker)
         return bool(rows)
 
     def lose(self, job_id: str, attempt: int, error: dict[str, Any], *, worker: str) -> bool:
         """The process of a running attempt died: queue the job again, or fail it at the third loss in a row."""
-        rows = self._fence(
-            [(job_id, attempt)],
-            after=JobState.QUEUED,
-            values={"num_losses": jobs.c.num_losses + 1, "num_lapses": jobs.c.num_lapses + 1},
-        )
+        rows = self._fence(_LOSE, [(job_id, attempt)])
         self._close_attempts([(r.id, r.attempt, "lost", None, None, error) for r in rows])
         self._tell(rows, after=JobState.QUEUED, reason=Reason.PROCESS_DIED, worker=worker)
         self._fail_lost([row.id for row in rows])
@@ -158,11 +207,7 @@ class AttemptRepository:
     def complete(self, completions: Sequence[Completion], *, worker: str | None = None) -> list[str]:
         """Record results and `succeeded` in one go; the ids that were recorded (the others are stale)."""
         by_id = {done.job_id: done for done in completions}
-        rows = self._fence(
-            [(d.job_id, d.attempt) for d in completions],
-            after=JobState.SUCCEEDED,
-            values={"finished_at": self._uow.now, "num_done": jobs.c.num_inputs},
-        )
+        rows = self._fence(_SUCCEED, [(d.job_id, d.attempt) for d in completions], {"b_now": self._uow.now})
         if not rows:
             return []
         recorded = [by_id[row.id] for row in rows]
@@ -182,23 +227,14 @@ class AttemptRepository:
 
     def hand_back(self, held: Sequence[tuple[str, int]]) -> list[str]:
         """Queue again what a stopping worker holds; neither a loss nor a retry is counted."""
-        rows = self._fence(held, after=JobState.QUEUED, values={})
+        rows = self._fence(_HAND_BACK, held)
         self._close_attempts([(r.id, r.attempt, "handed_back", None, None, None) for r in rows])
         self._tell(rows, after=JobState.QUEUED, reason=Reason.HANDED_BACK)
         return [row.id for row in rows]
 
     def take_back(self, session_id: str) -> list[str]:
         """Queue again, or fail, everything that a lapsed session held, and forget its messages."""
-        was_alone = sa.case((sa.or_(jobs.c.is_alone, IS_TRAINING), 1), else_=0)
-        rows = self._fence(
-            self.held_by(session_id),
-            after=JobState.QUEUED,
-            values={
-                "num_losses": jobs.c.num_losses + was_alone,
-                "num_lapses": jobs.c.num_lapses + 1,
-                "is_alone": sa.or_(jobs.c.is_alone, jobs.c.num_lapses + 1 >= LAPSES_BEFORE_ALONE),
-            },
-        )
+        rows = self._fence(_TAKE_BACK, self.held_by(session_id))
         self._close_attempts([(r.id, r.attempt, "lost", None, None, None) for r in rows])
         self._tell(rows, after=JobState.QUEUED, reason=Reason.LAPSED)
         self._fail_lost([row.id for row in rows])
@@ -249,59 +285,33 @@ class AttemptRepository:
 
     def _fail_one(self, failure: Failure, max_retries: int, worker: str | None) -> list[str]:
         now, pair = self._uow.now, (failure.job_id, failure.attempt)
-        num_losses = jobs.c.num_losses + failure.num_losses
         after, reason = JobState.QUEUED, Reason.RETRYABLE_ERROR
         rows: Sequence[Row[Any]] = []
+        given: dict[str, Any] = {"b_losses": failure.num_losses}
         if failure.retry_after_s is not None:
-            again = {"run_after": now + failure.retry_after_s, "num_retries": jobs.c.num_retries + 1}
-            rows = self._fence(
-                [pair],
-                after=after,
-                values={**again, "num_losses": num_losses},
-                condition=jobs.c.num_retries < max_retries,
-            )
+            again = {"b_run_after": now + failure.retry_after_s, "b_max_retries": max_retries}
+            rows = self._fence(_RETRY, [pair], given | again)
         if not rows:
             after, reason = JobState.FAILED, Reason.FAILED
-            values = {"finished_at": now, "error": failure.error, "num_losses": num_losses}
-            rows = self._fence([pair], after=after, values=values)
+            rows = self._fence(_FAIL, [pair], given | {"b_now": now, "b_error": failure.error})
         self._close_attempts([(r.id, r.attempt, "failed", None, failure.timings, failure.error) for r in rows])
         self._tell(rows, after=after, reason=reason, worker=worker)
         return [row.id for row in rows]
 
     def _fence(
-        self,
-        pairs: Sequence[tuple[str, int]],
-        *,
-        after: JobState,
-        values: dict[str, Any],
-        condition: sa.ColumnElement[bool] | None = None,
+        self, move: sa.Update, pairs: Sequence[tuple[str, int]], given: Mapping[str, Any] = _NOTHING
     ) -> Sequence[Row[Any]]:
-        """The fence: only (job, attempt) pairs that are running now move to `after`. Say so with `_tell` at the end.
-
-        A job that was cut into shards has no attempt that runs: it moves with its shards alone.
-        """
+        """Run a `_move` for those (job, attempt) pairs that are running now. Say so with `_tell` at the end."""
         if not pairs:
             return []
         self._uow.shards.lock_parents(parents_of(job_id for job_id, _ in pairs))
-        numbers = {attempt for _, attempt in pairs}
-        is_mine = (
-            jobs.c.attempt == numbers.pop() if len(numbers) == 1 else sa.tuple_(jobs.c.id, jobs.c.attempt).in_(pairs)
-        )
-        # By id as well as by pair: SQLite reads the whole table for pairs alone.
-        statement = (
-            sa.update(jobs)
-            .where(
-                jobs.c.id.in_([job_id for job_id, _ in pairs]),
-                is_mine,
-                jobs.c.state == JobState.RUNNING,
-                sa.not_(jobs.c.is_sharded),
-            )
-            .values(state=after, event_seq=jobs.c.event_seq + 1, message_id=None, session_id=None, **values)
-            .returning(jobs.c.id, jobs.c.attempt, jobs.c.event_seq, *WANTS_NOTICE)
-        )
-        if condition is not None:
-            statement = statement.where(condition)
-        return self._conn.execute(statement).all()
+        by_attempt: dict[int, list[str]] = {}
+        for job_id, attempt in pairs:
+            by_attempt.setdefault(attempt, []).append(job_id)
+        rows: list[Row[Any]] = []
+        for attempt, ids in sorted(by_attempt.items()):
+            rows += self._conn.execute(move, {**given, "b_ids": id_list(self._conn, ids), "b_attempt": attempt})
+        return rows
 
     def _tell(self, rows: Sequence[Row[Any]], *, after: JobState, reason: Reason, worker: str | None = None) -> None:
         """The events of a move, once all that belongs to it is written: the end of a shard may end its job."""
@@ -322,13 +332,13 @@ class AttemptRepository:
             return
         rows = [
             {
-                "b_job": job_id,
-                "b_attempt": attempt,
-                "b_finished": self._uow.now,
-                "b_outcome": outcome,
-                "b_tokens": tokens,
-                "b_timings": timings,
-                "b_error": error,
+                "job_id": job_id,
+                "attempt": attempt,
+                "finished_at": self._uow.now,
+                "outcome": outcome,
+                "tokens": tokens,
+                "timings": timings,
+                "error": error,
             }
             for job_id, attempt, outcome, tokens, timings, error in ended
         ]
@@ -336,17 +346,10 @@ class AttemptRepository:
 
     def _claim_message(self, message_id: str, session_id: str, now: float) -> bool:
         """Whether the message is this session's; the jobs whose shards it names are held from then on."""
-        statement = (
-            sa.update(messages)
-            .where(
-                messages.c.id == message_id,
-                sa.or_(messages.c.claimed_at.is_(None), messages.c.session_id == session_id),
-            )
-            .values(claimed_at=now, session_id=session_id)
-        )
+        given = {"b_message": message_id, "b_session": session_id, "b_now": now}
         if self._uow.is_sqlite:  # one transaction at a time writes: nothing has to be held
-            return self._conn.execute(statement).rowcount == 1
-        row = self._conn.execute(statement.returning(_PARENTS_OF_MESSAGE)).one_or_none()
+            return self._conn.execute(_CLAIM_MESSAGE, given).rowcount == 1
+        row = self._conn.execute(_CLAIM_MESSAGE_OF_SHARDS, given).one_or_none()
         if row is None:
             return False
         self._uow.shards.lock_parents(sorted(row.parents.split(",")) if row.parents else ())
@@ -365,9 +368,8 @@ class AttemptRepository:
         self, rows: Sequence[Row[Any]], message_id: str, session_id: str, now: float
     ) -> list[ClaimedJob]:
         """The rows, which are all that runs under this message and session, with their inputs."""
-        claimed = sa.select(jobs.c.id).where(jobs.c.message_id == message_id, jobs.c.session_id == session_id)
-        query = sa.select(job_inputs).where(job_inputs.c.job_id.in_(claimed))
-        inputs = {row.job_id: row for row in self._conn.execute(query)}
+        found = self._conn.execute(_INPUTS_OF_MESSAGE, {"b_message": message_id, "b_session": session_id})
+        inputs = {row.job_id: row for row in found}
         return [_claimed(row, inputs[row.id], now) for row in rows]
 
 

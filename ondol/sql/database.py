@@ -1,12 +1,12 @@
 """A database, SQLite or PostgreSQL: reads in short transactions, writes through one grouping writer a process.
 
-The writer takes all units of work that wait and runs them in one transaction (a savepoint each), so a hundred callers
-pay for one commit. SQLite: every writing transaction begins IMMEDIATE, WAL, `synchronous=FULL`.
+The writer takes all units of work that wait and runs them in one transaction, so a hundred callers pay for one commit;
+when one of them fails it runs them again, with a savepoint each. SQLite: every writing transaction begins IMMEDIATE,
+WAL, `synchronous=FULL`.
 """
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ondol.contract.errors import DatabaseUnavailable
+from ondol.sql.many_rows import dump_json
 from ondol.sql.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
@@ -34,6 +35,9 @@ _PG_RETRYABLE = {"40001", "40P01", "55P03"}
 # Frozen in the middle of a transaction, a process would hold its locks, and the repairs behind them, for ever; behind a
 # half-open link it would wait for ever itself. So the server ends idle transactions, and the kernel dead connections.
 _PG_LIMITS = "SET idle_in_transaction_session_timeout = 5000; SET lock_timeout = 5000; SET statement_timeout = 60000"
+# What the writer runs is answered by indexes. A plan that is made while a table is nearly empty reads the whole of it,
+# and is kept for the prepared statement when the table has grown.
+_PG_WRITER = "; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 _PG_CONNECT = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -44,6 +48,10 @@ _PG_CONNECT = {
 _SQLITE_BUSY_S = 5
 
 log = structlog.get_logger(__name__)
+
+
+class _SpoiledError(Exception):
+    """One of the units of a group has failed; nothing of the group is recorded."""
 
 
 @dataclass(slots=True)
@@ -152,6 +160,15 @@ class Database:
     def _attempt(
         self, group: Sequence[_Item], *, is_retry: bool
     ) -> tuple[list[tuple[Any, Exception | None]], list[Callable[[], None]]]:
+        try:
+            return self._run_all(group, is_retry=is_retry, is_guarded=False)
+        except _SpoiledError:  # by one unit, and rolled back: it is found out behind savepoints
+            return self._run_all(group, is_retry=is_retry, is_guarded=True)
+
+    def _run_all(
+        self, group: Sequence[_Item], *, is_retry: bool, is_guarded: bool
+    ) -> tuple[list[tuple[Any, Exception | None]], list[Callable[[], None]]]:
+        """One transaction. Unguarded, the error of one of several units is a _SpoiledError; guarded, it is its own."""
         outcomes: list[tuple[Any, Exception | None]] = []
         hooks: list[Callable[[], None]] = []
         is_single = len(group) == 1
@@ -159,17 +176,19 @@ class Database:
             for item in group:
                 uow = UnitOfWork(conn, is_sqlite=self.is_sqlite, is_retry=is_retry)
                 try:
-                    value = self._run_one(conn, item, uow, is_single=is_single)
+                    value = self._run_one(conn, item, uow, is_guarded=is_guarded)
                 except DBAPIError as exc:
-                    if _may_retry(exc) or _is_unavailable(exc):
+                    if _may_retry(exc) or _is_unavailable(exc) or is_single:
                         raise
-                    if is_single:
-                        raise
+                    if not is_guarded:
+                        raise _SpoiledError from exc
                     outcomes.append((None, exc))
                     continue
-                except Exception as exc:  # noqa: BLE001 - one unit's error is its caller's, not the group's
+                except Exception as exc:  # one unit's error is its caller's, not the group's
                     if is_single:
                         transaction.rollback()
+                    elif not is_guarded:
+                        raise _SpoiledError from exc
                     outcomes.append((None, exc))
                     continue
                 outcomes.append((value, None))
@@ -177,8 +196,8 @@ class Database:
         return outcomes, hooks
 
     @staticmethod
-    def _run_one(conn: Connection, item: _Item, uow: UnitOfWork, *, is_single: bool) -> Any:
-        if is_single:  # the transaction is its own: a savepoint in it would be two statements for nothing
+    def _run_one(conn: Connection, item: _Item, uow: UnitOfWork, *, is_guarded: bool) -> Any:
+        if not is_guarded:
             return item.work(uow)
         with conn.begin_nested():
             return item.work(uow)
@@ -207,7 +226,7 @@ def _fail_all(group: Sequence[_Item], error: Exception) -> None:
 
 
 def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
-    options: dict[str, Any] = {"json_serializer": _dump_json, "pool_pre_ping": not url.startswith("sqlite")}
+    options: dict[str, Any] = {"json_serializer": dump_json, "pool_pre_ping": not url.startswith("sqlite")}
     if url.startswith("sqlite"):
         options |= {"connect_args": {"timeout": _SQLITE_BUSY_S, "check_same_thread": False}, "pool_size": pool_size}
         engine = sa.create_engine(url, poolclass=sa.pool.QueuePool, **options)
@@ -216,13 +235,14 @@ def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
         return engine
     options |= {"connect_args": _PG_CONNECT, "pool_size": pool_size, "max_overflow": 4, "pool_timeout": 10}
     engine = sa.create_engine(url, **options)
-    event.listen(engine, "connect", _limit_postgresql)
+    settings = _PG_LIMITS + (_PG_WRITER if is_writer else "")
+    event.listen(engine, "connect", lambda connection, _record: _set_up_postgresql(connection, settings))
     return engine
 
 
-def _limit_postgresql(dbapi_connection: Any, _record: Any) -> None:
+def _set_up_postgresql(dbapi_connection: Any, settings: str) -> None:
     dbapi_connection.autocommit = True
-    dbapi_connection.execute(_PG_LIMITS)
+    dbapi_connection.execute(settings)
     dbapi_connection.autocommit = False
 
 
@@ -238,10 +258,6 @@ def _begin_immediate(conn: Connection) -> None:
 
 def _begin_deferred(conn: Connection) -> None:
     conn.exec_driver_sql("BEGIN")
-
-
-_dump_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-"""Made once: `json.dumps` with arguments of its own makes an encoder for each value."""
 
 
 def _may_retry(exc: DBAPIError) -> bool:

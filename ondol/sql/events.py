@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
 
 
-_INSERT = ManyRows(sa.insert(events), events.c.keys())
+_INSERT = ManyRows(events, events.c.keys())
 
 
 class EventRepository:

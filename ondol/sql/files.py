@@ -10,9 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from ondol.contract.errors import FileInUse, FileNotFound
-from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL
-from ondol.sql.tables import IS_NOT_SHARDED, files, jobs
+from ondol.sql.tables import IS_NOT_SHARDED, IS_TRAINING, files, jobs
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -68,18 +67,21 @@ class FileRepository:
         return record
 
     def get(self, file_id: str, project_id: str, *, may_be_expired: bool = False) -> FileRecord:
-        """The file, or FileNotFound. A job that was accepted before its file expired passes `may_be_expired`."""
+        """The file, or FileNotFound (FileGone if its time was over).
+
+        A job that was accepted before its file expired passes `may_be_expired`.
+        """
         query = sa.select(files).where(files.c.id == file_id, files.c.project_id == project_id)
         if not may_be_expired:
             query = query.where(self._is_valid())
-        return _one(self._conn.execute(query).one_or_none(), file_id)
+        return self._one(query, file_id, project_id)
 
     def hold(self, file_id: str, project_id: str) -> FileRecord:
         """Like `get`, and nobody deletes the file before this transaction, which records a job on it, has ended."""
         query = sa.select(files).where(files.c.id == file_id, files.c.project_id == project_id, self._is_valid())
         if not self._uow.is_sqlite:  # there, one transaction at a time writes
             query = query.with_for_update(read=True)
-        return _one(self._conn.execute(query).one_or_none(), file_id)
+        return self._one(query, file_id, project_id)
 
     def page(
         self,
@@ -105,7 +107,7 @@ class FileRepository:
         query = sa.select(files).where(files.c.id == file_id, files.c.project_id == project_id, self._is_valid())
         if not self._uow.is_sqlite:
             query = query.with_for_update()
-        record = _one(self._conn.execute(query).one_or_none(), file_id)
+        record = self._one(query, file_id, project_id)
         fine_tune = self._named_by_fine_tunes(project_id).get(file_id)
         if fine_tune is not None:
             raise _in_use(file_id, f"the unfinished fine-tune {fine_tune}", fine_tune, until="has ended")
@@ -113,16 +115,15 @@ class FileRepository:
         if job_id is not None:
             raise _in_use(file_id, f"job {job_id}, which has not read it yet", job_id, until="has begun or ended")
         self.forget([file_id])
+        self._uow.purging.add_garbage([f"files/{file_id}"])
         return record
 
-    def expired(self, limit: int = 100) -> list[FileRecord]:
-        """Files to purge, of all projects: expired, and named by no unfinished job. Oldest first."""
+    def unused(self, file_ids: Sequence[str]) -> list[str]:
+        """Those of the files, of all projects, that no unfinished job needs."""
+        named = self._named_by_fine_tunes() if file_ids else {}
         is_read = sa.exists().where(_is_still_read(files.c.id))
-        query = sa.select(files).where(sa.not_(self._is_valid()), sa.not_(is_read)).order_by(files.c.id)
-        named = self._named_by_fine_tunes()
-        if named:
-            query = query.where(files.c.id.not_in(named))
-        return [_record(row) for row in self._conn.execute(query.limit(limit))]
+        query = sa.select(files.c.id).where(files.c.id.in_(file_ids), sa.not_(is_read)).order_by(files.c.id)
+        return [file_id for file_id in self._conn.execute(query).scalars() if file_id not in named]
 
     def forget(self, file_ids: Sequence[str]) -> None:
         """Remove these rows, whatever state they are in; the caller deletes the blobs after the commit."""
@@ -139,14 +140,20 @@ class FileRepository:
         query = sa.select(files).where(files.c.id.in_(file_ids))
         return [_record(row) for row in self._conn.execute(query)]
 
+    def _one(self, query: sa.Select[Any], file_id: str, project_id: str) -> FileRecord:
+        row = self._conn.execute(query).one_or_none()
+        if row is None:
+            self._uow.purging.check_file(file_id, project_id)
+            message = f"there is no file {file_id[:80]!r} in this project; `ondol files ls` lists them"
+            raise FileNotFound(message, param="file_id")
+        return _record(row)
+
     def _is_valid(self) -> sa.ColumnElement[bool]:
         return sa.or_(files.c.expires_at.is_(None), files.c.expires_at > self._uow.now)
 
     def _named_by_fine_tunes(self, project_id: str | None = None) -> dict[str, str]:
         """Files that unfinished fine-tunes name, each with one such job. They are few: compared here, not in SQL."""
-        query = sa.select(jobs.c.id, jobs.c.options).where(
-            jobs.c.kind == JobKind.FINE_TUNE, jobs.c.state.not_in(list(TERMINAL))
-        )
+        query = sa.select(jobs.c.id, jobs.c.options).where(IS_TRAINING, jobs.c.finished_at.is_(None))
         if project_id is not None:
             query = query.where(jobs.c.project_id == project_id)
         named: dict[str, str] = {}
@@ -168,14 +175,6 @@ def _in_use(file_id: str, by: str, job_id: str, *, until: str) -> FileInUse:
         f" or cancel the job first (`ondol jobs cancel {job_id}`)",
         param="file_id",
     )
-
-
-def _one(row: Row[Any] | None, file_id: str) -> FileRecord:
-    if row is None:
-        raise FileNotFound(
-            f"there is no file {file_id[:80]!r} in this project; `ondol files ls` lists them", param="file_id"
-        )
-    return _record(row)
 
 
 def _record(row: Row[Any]) -> FileRecord:

@@ -53,7 +53,10 @@ class IdempotencyRepository:
             .values(status=status, answer=answer)
         )
 
-    def purge(self, *, older_than_s: float) -> int:
-        """Forget keys older than that many seconds; how many."""
-        statement = sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < self._uow.now - older_than_s)
-        return self._conn.execute(statement).rowcount
+    def forget(self, project_id: str, key: str) -> None:
+        """Free the key."""
+        self._conn.execute(
+            sa.delete(idempotency_keys).where(
+                idempotency_keys.c.project_id == project_id, idempotency_keys.c.key == key
+            )
+        )

@@ -13,6 +13,7 @@ from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState, Reason, sources_of
 from ondol.sql.job_rows import JOB_COLUMNS, input_row, job_query, job_row, record_of, record_of_new, shard_row
 from ondol.sql.many_rows import ManyRows
+from ondol.sql.purging import Part
 from ondol.sql.records import FreedBlobs, JobRecord, JsonObject, NewJob
 from ondol.sql.shards import parents_of
 from ondol.sql.tables import (
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
 
 
-_INSERT_JOBS = ManyRows(sa.insert(jobs), JOB_COLUMNS)
-_INSERT_INPUTS = ManyRows(sa.insert(job_inputs), job_inputs.c.keys())
+_INSERT_JOBS = ManyRows(jobs, JOB_COLUMNS)
+_INSERT_INPUTS = ManyRows(job_inputs, job_inputs.c.keys())
 
 
 class JobRepository:
@@ -79,9 +80,10 @@ class JobRepository:
         _INSERT_INPUTS.execute(self._conn, inputs)
 
     def get(self, job_id: str, project_id: str) -> JobRecord:
-        """The job, or JobNotFound."""
+        """The job, or JobNotFound; JobGone if it was there once and its time was over."""
         found = self.get_many([job_id], project_id)
         if not found:
+            self._uow.purging.check_job(job_id, project_id)
             raise JobNotFound(f"there is no job {job_id[:80]!r} in this project", param="id")
         return found[0]
 
@@ -141,7 +143,7 @@ class JobRepository:
         return found[:limit], len(found) > limit
 
     def queue_position(self, job: JobRecord, *, at_most: int = 10_000) -> int:
-        """How many queued jobs of the same class go before this one; at most `at_most` of their rows are looked at."""
+        """How many queued jobs of the same class and project go before this one; at most `at_most` are looked at."""
         goes_before = sa.or_(
             jobs.c.run_after < job.run_after, sa.and_(jobs.c.run_after == job.run_after, jobs.c.id < job.id)
         )
@@ -149,7 +151,8 @@ class JobRepository:
         for part in (IS_WAITING, IS_RUNG):
             ahead = (
                 sa.select(jobs.c.parent_id)
-                .where(part, jobs.c.priority == job.priority, jobs.c.run_after <= job.run_after, goes_before)
+                .where(part, jobs.c.priority == job.priority, jobs.c.project_id == job.project_id, goes_before)
+                .where(jobs.c.run_after <= job.run_after)
                 .limit(at_most)
                 .subquery()
             )
@@ -220,6 +223,7 @@ class JobRepository:
             "deadline_at": None,
             "device_released_at": None,
             "pause_requested_at": None,
+            "events_gone_at": None,
         }
         if job.state is not JobState.FAILED or not self._move(
             [job_id],
@@ -229,6 +233,9 @@ class JobRepository:
             only_from=frozenset({JobState.FAILED}),
         ):
             raise IllegalTransition(f"job {job_id} is {job.state}; only a failed job can be retried")
+        if job.kind is not JobKind.FINE_TUNE:  # those need neither: they have files and checkpoints
+            for part in (Part.INPUTS, Part.RESULTS):  # asked now: nobody purges what is no longer ended
+                self._uow.purging.check_part(job_id, part)
         if job.is_sharded:
             self._uow.shards.retry(job_id, values)
         return self.get(job_id, project_id)
@@ -264,7 +271,12 @@ class JobRepository:
         for table in (events, attempts, results, job_inputs, checkpoints, notices):
             self._conn.execute(sa.delete(table).where(table.c.job_id == job_id))
         self._conn.execute(sa.delete(jobs).where(jobs.c.id == job_id))
-        return freed if blob is None else FreedBlobs((*freed.results, blob), freed.inputs)
+        freed = freed if blob is None else FreedBlobs((*freed.results, blob), freed.inputs)
+        garbage = [f"results/{path}" for path in freed.results] + [f"inputs/{path}" for path in freed.inputs]
+        if job.kind is JobKind.FINE_TUNE:
+            garbage.append(f"checkpoints/{job_id}")
+        self._uow.purging.add_garbage(garbage)  # deleted at once by whoever asked, or else later
+        return freed
 
     def _records(self, query: sa.Select[Any]) -> list[JobRecord]:
         rows = self._conn.execute(query).all()

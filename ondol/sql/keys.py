@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from sqlalchemy.engine import Row
 from ondol.contract.errors import NotFound
 from ondol.contract.ids import new_id
 from ondol.contract.webhook_signature import new_secret
-from ondol.sql.records import KeyRecord
+from ondol.sql.records import KeyRecord, ProjectRecord
 from ondol.sql.tables import api_keys, projects
 
 if TYPE_CHECKING:
@@ -43,6 +44,19 @@ class KeyRepository:
         row = {"id": new_id("prj"), "name": name, "created_at": self._uow.now}
         self._conn.execute(insert(projects).values(**row).on_conflict_do_nothing())  # two processes may begin at once
         return str(self._conn.execute(sa.select(projects.c.id).where(projects.c.name == name)).scalar_one())
+
+    def list_projects(self) -> list[ProjectRecord]:
+        """All projects, by name."""
+        return [ProjectRecord(*row) for row in self._conn.execute(_projects().order_by(projects.c.name))]
+
+    def set_project(self, name: str, changes: Mapping[str, float | int | None]) -> ProjectRecord:
+        """Change the weight or the limits of a project; NotFound if there is none of the name."""
+        assert changes.keys() <= {"weight", "max_queued_jobs", "max_queued_tokens"}
+        self._conn.execute(sa.update(projects).where(projects.c.name == name).values(**changes))
+        row = self._conn.execute(_projects().where(projects.c.name == name)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no project {name[:96]!r}; `ondol projects ls` lists them")
+        return ProjectRecord(*row)
 
     def find_webhook_secret(self, project_id: str) -> str | None:
         """The secret that signs the project's webhooks, if one was made."""
@@ -106,6 +120,11 @@ class KeyRepository:
 def digest(secret: str) -> str:
     """The form in which a key is stored."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _projects() -> sa.Select[Any]:
+    rules = (projects.c.weight, projects.c.max_queued_jobs, projects.c.max_queued_tokens)
+    return sa.select(projects.c.id, projects.c.name, *rules)
 
 
 def _query() -> sa.Select[Any]:

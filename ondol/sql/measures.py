@@ -25,8 +25,16 @@ REPAIR_KINDS = (
     "redis_data_lost",
     "message_lost",
     "message_orphaned",
+    "leader_lapsed",
+    "worker_deaf",
+    "worker_restarted",
+    "backlog_idle",
+    "forward_over_limit",
+    "trainer_stalled",
 )
 TRAINING_QUEUE = JobKind.FINE_TUNE.value
+RECONCILER = "reconciler"
+"""The name under which reconcilers lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class Measures:
     num_ready_workers: Mapping[str, int]
     repairs: Mapping[str, int]
     num_notices: Mapping[str, int]
+    leaderless_s: float | None = None
+    """How long no reconciler has led; 0 while one does, None where none ever did."""
 
 
 def take_measures(uow: UnitOfWork) -> Measures:
@@ -55,6 +65,7 @@ def take_measures(uow: UnitOfWork) -> Measures:
         num_ready_workers=_ready_workers(uow),
         repairs=dict.fromkeys(REPAIR_KINDS, 0) | uow.leaders.repair_counts(),
         num_notices=_notices(uow),
+        leaderless_s=uow.leaders.leaderless_s(RECONCILER),
     )
 
 

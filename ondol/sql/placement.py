@@ -1,8 +1,8 @@
 """Placement: which waiting jobs go to which worker next. Pure: rows and windows in, messages out.
 
-Jobs stand in lines: the shards of each sharded job are one, whole jobs together another. The line with the fewest
-messages out goes next, so that a job of many shards leaves room for others; within a line the order is that of ringing
-(decision 16).
+Jobs stand in lines: the shards of each sharded job are one, the whole jobs of a project together another. The project
+that was given least by its weight goes next (decision 17), and of its lines the one with the fewest messages out, so
+that a job of many shards leaves room for others; within a line the order is that of ringing (decision 16).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class WaitingJob(Protocol):
     """The columns of a waiting job that placement looks at."""
 
     id: str
+    project_id: str
     attempt: int
     kind: str
     estimated_tokens: int
@@ -40,12 +41,13 @@ class WaitingJob(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MessageOut:
-    """A message that is rung and not finished; `versions`: model references of its jobs."""
+    """A message that is rung and not finished; `versions`: model references of its jobs, `project`: the first one's."""
 
     worker: str
     versions: tuple[str, ...]
     line: str | None
     rung_at: float
+    project: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,25 @@ class MessageSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A project beside others: `served` is what it was given, tokens divided by its weight.
+
+    `waits_since`: set when it has been passed over for so long that it goes first.
+    """
+
+    weight: float
+    served: float
+    waits_since: float | None = None
+
+    @property
+    def turn(self) -> tuple[bool, float]:
+        """The smallest goes next."""
+        return (True, self.served) if self.waits_since is None else (False, self.waits_since)
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
-    """Jobs of one kind and line for one worker."""
+    """Jobs of one kind for one worker: shards of one job, or whole jobs, which may be of several projects."""
 
     worker: str
     jobs: tuple[WaitingJob, ...]
@@ -82,12 +101,18 @@ class Placed:
         """The sharded job whose shards these are; None for whole jobs."""
         return self.jobs[0].parent_id
 
+    @property
+    def project(self) -> str:
+        """The project whose turn it was; others' jobs only fill the message up."""
+        return self.jobs[0].project_id
+
 
 @dataclass(slots=True)
 class Placement:
     """One round for one class. `out`: all messages of the class; `sizes`: bytes of versions by id, as far as known.
 
-    `held`: the references that a worker has been given work of and that may still load there.
+    `held`: the references that a worker has been given work of and that may still load there. `shares`: of the
+    projects whose jobs wait, if there is more than one.
     """
 
     workers: Sequence[ReadyWorker]
@@ -96,8 +121,10 @@ class Placement:
     sizes: Mapping[str, int]
     size: MessageSize
     now: float
-    _lines: dict[str | None, list[WaitingJob]] = field(default_factory=dict)
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    _lines: dict[str, list[WaitingJob]] = field(default_factory=dict)
     _num_out: Counter[str | None] = field(default_factory=Counter)
+    _turns: dict[str, tuple[bool, float]] = field(default_factory=dict)
     _warm_at: dict[str, set[str]] = field(default_factory=dict)
     _loading_at: dict[str, set[str]] = field(default_factory=dict)
     _rung_at: dict[str, float] = field(default_factory=dict)
@@ -131,6 +158,7 @@ class Placement:
 
     def _begin(self, waiting: Sequence[WaitingJob], room: Mapping[str, int]) -> None:
         self._room = dict(room)
+        self._turns = {project: share.turn for project, share in self.shares.items()}
         memory = [worker.memory_bytes or math.inf for worker in self.workers]
         self._least_memory, self._most_memory = min(memory, default=math.inf), max(memory, default=math.inf)
         for worker in self.workers:
@@ -140,10 +168,10 @@ class Placement:
             for ref in loading:
                 self._loading_at.setdefault(ref, set()).add(worker.name)
         for message in self.out:
-            self._num_out[message.line] += 1
+            self._num_out[message.line or message.project] += 1
             self._rung_at[message.worker] = max(message.rung_at, self._rung_at.get(message.worker, 0.0))
         for job in waiting:
-            self._lines.setdefault(job.parent_id, []).append(job)
+            self._lines.setdefault(_line_of(job), []).append(job)
             if job.model_ref is not None:
                 self._tokens[job.model_ref] += job.estimated_tokens
                 self._num_jobs[job.model_ref] += 1
@@ -152,22 +180,22 @@ class Placement:
     def _pick(self, worker: ReadyWorker) -> list[WaitingJob]:
         """The next message of the worker: an overdue head, else what is warm there, else what it may load."""
         lines = sorted((line for line in self._lines.values() if line), key=self._turn)
-        for line in lines:
+        for i, line in enumerate(lines):
             if self._is_overdue(line[0]) and self._fits(line[0], worker):
-                return self._cut(line, lambda job, ref=line[0].model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
+                return self._cut(lines[i:], lambda job, ref=line[0].model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
         warm = {ref for ref, names in self._warm_at.items() if worker.name in names}
-        for line in lines:
-            if found := self._cut(line, lambda job: self._is_warm(job, warm) and self._fits(job, worker)):
+        for i in range(len(lines)):
+            if found := self._cut(lines[i:], lambda job: self._is_warm(job, warm) and self._fits(job, worker)):
                 return found
-        for line in lines:
+        for i, line in enumerate(lines):
             head = next((job for job in line if self._may_load(job) and self._fits(job, worker)), None)
             if head is not None:
-                return self._cut(line, lambda job, ref=head.model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
+                return self._cut(lines[i:], lambda job, ref=head.model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
         return []
 
-    def _turn(self, line: Sequence[WaitingJob]) -> tuple[int, float, str]:
+    def _turn(self, line: Sequence[WaitingJob]) -> tuple[tuple[bool, float], int, float, str]:
         head = line[0]
-        return self._num_out[head.parent_id], head.run_after, head.id
+        return self._turns.get(head.project_id, _ALONE), self._num_out[_line_of(head)], head.run_after, head.id
 
     def _is_warm(self, job: WaitingJob, warm: set[str]) -> bool:
         return job.model_ref is None or job.model_ref in warm or len(self.workers) == 1
@@ -214,29 +242,44 @@ class Placement:
             return names
         return {worker.name for worker in self.workers if worker.name in names and self._fits(job, worker)}
 
-    def _cut(self, line: Sequence[WaitingJob], is_for: Callable[[WaitingJob], bool]) -> list[WaitingJob]:
-        """What fits one message of what `is_for` it: one kind, within the size; who must be alone stays alone."""
+    def _cut(self, lines: Sequence[list[WaitingJob]], is_for: Callable[[WaitingJob], bool]) -> list[WaitingJob]:
+        """What fits one message of what `is_for` it: one kind, within the size; who must be alone stays alone.
+
+        It is of the first line; whole jobs are filled up with whole jobs of the projects whose turn is later.
+        """
+        first, *later = lines
+        also = [line for line in later if line[0].parent_id is None] if first[0].parent_id is None else []
         num_free = sum(1 for left in self._room.values() if left > 0)
         max_jobs = self.size.max_jobs
         if num_free > 1:
-            max_jobs = min(max_jobs, max(MIN_SPREAD_JOBS, math.ceil(len(line) / num_free)))
-        taken: list[WaitingJob] = []
-        tokens = 0
+            max_jobs = min(max_jobs, max(MIN_SPREAD_JOBS, math.ceil(sum(map(len, [first, *also])) / num_free)))
+        taken = self._fill([], first, is_for, max_jobs)
+        for line in also if taken else ():
+            taken = self._fill(taken, line, is_for, max_jobs)
+        return taken
+
+    def _fill(
+        self, taken: list[WaitingJob], line: Sequence[WaitingJob], is_for: Callable[[WaitingJob], bool], max_jobs: int
+    ) -> list[WaitingJob]:
+        """`taken` with what the line adds to it."""
+        tokens = sum(job.estimated_tokens for job in taken)
         for job in filter(is_for, line):
+            if taken and _stays_by_itself(taken[-1]):
+                break
             is_over = len(taken) >= max_jobs or tokens + job.estimated_tokens > self.size.max_tokens
             if taken and (job.kind != taken[0].kind or job.is_alone or is_over):
                 break
             taken.append(job)
             tokens += job.estimated_tokens
-            if job.is_alone or job.kind == JobKind.IMPORT:
-                break
         return taken
 
     def _take(self, placed: Placed) -> None:
         ids = {job.id for job in placed.jobs}
-        self._lines[placed.line] = [job for job in self._lines[placed.line] if job.id not in ids]
+        for name in {_line_of(job) for job in placed.jobs}:
+            self._lines[name] = [job for job in self._lines[name] if job.id not in ids]
         self._room[placed.worker] -= 1
-        self._num_out[placed.line] += 1
+        self._num_out[placed.line or placed.project] += 1
+        self._charge(placed)
         self._rung_at[placed.worker] = self.now
         for job in placed.jobs:
             if job.model_ref is not None:
@@ -246,3 +289,27 @@ class Placement:
             if placed.worker not in self._warm_at.setdefault(ref, set()):
                 self._warm_at[ref].add(placed.worker)
                 self._loading_at.setdefault(ref, set()).add(placed.worker)
+
+    def _charge(self, placed: Placed) -> None:
+        """Who was given something stands behind those who were given less, and no longer goes first for its age."""
+        for job in placed.jobs if self._turns else ():
+            share, (is_in_turn, served) = self.shares[job.project_id], self._turns[job.project_id]
+            given = served if is_in_turn else share.served
+            self._turns[job.project_id] = True, given + charge_of(job) / share.weight
+
+
+_ALONE = (True, 0.0)
+
+
+def charge_of(job: WaitingJob) -> int:
+    """What a job counts when its project's share is reckoned, in tokens; an import, which has none, counts one."""
+    return max(1, job.estimated_tokens)
+
+
+def _line_of(job: WaitingJob) -> str:
+    """The name of the job's line: its sharded job's, or for whole jobs its project's."""
+    return job.parent_id or job.project_id
+
+
+def _stays_by_itself(job: WaitingJob) -> bool:
+    return job.is_alone or job.kind == JobKind.IMPORT

@@ -314,3 +314,14 @@ class KeyRecord:
     is_admin: bool
     created_at: float
     revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRecord:
+    """A project: its weight beside others, and how much of it may wait (None: as the settings say)."""
+
+    id: str
+    name: str
+    weight: float
+    max_queued_jobs: int | None
+    max_queued_tokens: int | None

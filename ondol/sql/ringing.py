@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from ondol.contract.ids import new_id, shard_id
+from ondol.contract.ids import new_id
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
+from ondol.sql.fair_share import FairShare, Waiting
+from ondol.sql.id_lists import id_list, is_listed
 from ondol.sql.placement import MessageOut, MessageSize, Placed, Placement, ReadyWorker
 from ondol.sql.records import RungMessage
 from ondol.sql.sessions import INFER, TRAIN
@@ -27,8 +29,42 @@ if TYPE_CHECKING:
 
 _CHOOSERS_LOCK = 0x6F6E646F6C  # "ondol"
 _MIN_LOOK, _MAX_LOOK = 128, 1024
-_MAX_PAGES = 4
-_LAST_SHARD = 999_999
+
+# Built once: SQLAlchemy takes longer to build a statement than the database to run it.
+_MESSAGE = sa.bindparam("b_message", type_=sa.String)
+_FORGET = sa.delete(messages).where(messages.c.id == _MESSAGE)
+_UNBIND = (
+    sa.update(jobs)
+    .where(
+        jobs.c.message_id == _MESSAGE,
+        sa.or_(
+            jobs.c.state == JobState.QUEUED,
+            sa.and_(jobs.c.state == JobState.VALIDATING_FILES, jobs.c.session_id.is_(None)),
+        ),
+    )
+    .values(message_id=None)
+)
+_READY = (
+    sa.select(sessions.c.worker, sessions.c.warm, sessions.c.memory_bytes)
+    .where(
+        sessions.c.ended_at.is_(None),
+        sessions.c.is_ready,
+        sessions.c.expires_at > sa.bindparam("b_now", type_=sa.Double),
+        sessions.c.roles == sa.bindparam("b_role", type_=sa.String),
+    )
+    .order_by(sessions.c.worker)
+)
+_OUT = sa.select(
+    messages.c.worker,
+    messages.c.priority,
+    messages.c.versions,
+    messages.c.parent_id,
+    messages.c.rung_at,
+    messages.c.project_id,
+).where(is_listed(messages.c.worker, "b_workers"))
+_LOCK = sa.select(jobs.c.id).where(is_listed(jobs.c.id, "b_ids"), IS_WAITING).with_for_update(skip_locked=True)
+_RING = sa.insert(messages)
+_BIND = sa.update(jobs).where(is_listed(jobs.c.id, "b_ids")).values(message_id=_MESSAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +73,7 @@ class WindowLimits:
 
     messages: int = 4
     bulk_messages: int = 2
-    message_jobs: int = 64
+    message_jobs: int = 256
     message_tokens: int = 16_384
 
     def of(self, priority: Priority) -> int:
@@ -61,18 +97,23 @@ class RingRepository:
         chosen: list[RungMessage] = []
         workers = self._ready_workers()
         out = self._out(workers) if workers else []
-        for priority in Priority if workers else ():
-            num_out = Counter(message.worker for message, of_class in out if of_class == priority)
-            room = {w.name: left for w in workers if (left := limits.of(priority) - num_out[w.name]) > 0}
-            if room:
-                placed = self._place(workers, out, room, priority, limits)
+        rooms = {priority: room for priority in Priority if (room := _room(workers, out, priority, limits))}
+        share = FairShare(self._uow, message_tokens=limits.message_tokens)
+        for priority, ends in share.ends().items() if rooms else ():
+            if priority in rooms:
+                look = min(max(_MIN_LOOK, limits.message_jobs * sum(rooms[priority].values())), _MAX_LOOK)
+                waiting = share.waiting(priority, ends, look)
+                placed = self._place(workers, out, rooms[priority], priority, limits, waiting)
+                share.charge(priority, waiting.shares, placed)
                 chosen += [self._record(each, priority) for each in placed]
-                out += [(MessageOut(p.worker, p.versions, p.line, self._uow.now), priority.value) for p in placed]
+                out += [(self._out_now(each), priority.value) for each in placed]
         return chosen + self._uow.training.choose(self._ready_trainers())
 
     def finish(self, message_id: str) -> None:
         """Forget a message whose handler is done; what is still queued under it waits to be rung again."""
-        self._release(messages.c.id == message_id)
+        given = {"b_message": message_id}
+        if self._conn.execute(_FORGET, given).rowcount:
+            self._conn.execute(_UNBIND, given)
 
     def claimed_by(self, session_id: str) -> list[str]:
         """Messages that the session has claimed and not finished."""
@@ -83,12 +124,20 @@ class RingRepository:
         """Let go of all messages of a worker that stops. How many."""
         return self._release(messages.c.worker == worker)
 
-    def recall_unclaimed(self, *, rung_before: float | None = None) -> int:
-        """Let go of messages that nobody claimed: those rung before a time, or all. How many."""
-        unclaimed: sa.ColumnElement[bool] = messages.c.claimed_at.is_(None)
-        if rung_before is not None:
-            unclaimed = sa.and_(unclaimed, messages.c.rung_at < rung_before)
-        return self._release(unclaimed)
+    def recall_unclaimed(self, *, rung_before: float | None = None, worker: str | None = None) -> int:
+        """Let go of messages that nobody claimed: those rung before a time or all, of one worker or all. How many."""
+        return self._release(_unclaimed(rung_before, worker))
+
+    def num_unclaimed_of(self, worker: str, *, rung_before: float) -> int:
+        """Messages rung for the worker before a time, and not claimed."""
+        query = sa.select(sa.func.count()).select_from(messages).where(_unclaimed(rung_before, worker))
+        return int(self._conn.execute(query).scalar_one())
+
+    def oldest_waiting_s(self) -> float:
+        """How long the oldest job that may run, and that no message names, has waited since it might; 0 for none."""
+        query = sa.select(sa.func.min(jobs.c.run_after)).where(IS_WAITING, jobs.c.run_after <= self._uow.now)
+        since = self._conn.execute(query).scalar_one()
+        return 0.0 if since is None else max(0.0, self._uow.now - since)
 
     def recall_orphans(self) -> int:
         """Let go of queued jobs whose message no longer exists, and of claimed messages of ended sessions."""
@@ -121,34 +170,25 @@ class RingRepository:
             # One chooser at a time counts the windows. Not a lock on the sessions' rows: two processes whose groups of
             # work each renew a session and choose would wait for each other.
             self._conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHOOSERS_LOCK)))
-        columns = (sessions.c.worker, sessions.c.warm, sessions.c.memory_bytes)
-        rows = self._conn.execute(self._ready(INFER, *columns))
+        rows = self._conn.execute(_READY, {"b_role": INFER, "b_now": self._uow.now})
         return [ReadyWorker(row.worker, frozenset(row.warm), row.memory_bytes) for row in rows]
 
     def _ready_trainers(self) -> list[str]:
-        return [row.worker for row in self._conn.execute(self._ready(TRAIN, sessions.c.worker))]
-
-    def _ready(self, role: str, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-        return (
-            sa.select(*columns)
-            .where(
-                sessions.c.ended_at.is_(None),
-                sessions.c.is_ready,
-                sessions.c.expires_at > self._uow.now,
-                sessions.c.roles == role,
-            )
-            .order_by(sessions.c.worker)
-        )
+        return [row.worker for row in self._conn.execute(_READY, {"b_role": TRAIN, "b_now": self._uow.now})]
 
     def _out(self, workers: Sequence[ReadyWorker]) -> list[tuple[MessageOut, str]]:
         """The messages in the windows of the workers, each with its class."""
-        query = sa.select(
-            messages.c.worker, messages.c.priority, messages.c.versions, messages.c.parent_id, messages.c.rung_at
-        ).where(messages.c.worker.in_([worker.name for worker in workers]))
+        names = id_list(self._conn, [worker.name for worker in workers])
         return [
-            (MessageOut(row.worker, tuple(row.versions or ()), row.parent_id, row.rung_at), row.priority)
-            for row in self._conn.execute(query)
+            (
+                MessageOut(row.worker, tuple(row.versions or ()), row.parent_id, row.rung_at, row.project_id),
+                row.priority,
+            )
+            for row in self._conn.execute(_OUT, {"b_workers": names})
         ]
+
+    def _out_now(self, placed: Placed) -> MessageOut:
+        return MessageOut(placed.worker, placed.versions, placed.line, self._uow.now, placed.project)
 
     def _place(
         self,
@@ -157,11 +197,10 @@ class RingRepository:
         room: Mapping[str, int],
         priority: Priority,
         limits: WindowLimits,
+        waiting: Waiting,
     ) -> list[Placed]:
-        """What goes to whom, of the head of the class's waiting jobs."""
-        num_looked_at = min(max(_MIN_LOOK, limits.message_jobs * sum(room.values())), _MAX_LOOK)
-        waiting = self._waiting(priority, num_looked_at)
-        if not waiting:
+        """What goes to whom, of the heads of the class's waiting jobs."""
+        if not waiting.jobs:
             return []
         held: dict[str, set[str]] = {}
         for message, _ in out:
@@ -170,28 +209,13 @@ class RingRepository:
             workers=workers,
             out=[message for message, of_class in out if of_class == priority],
             held=held,
-            sizes=self._sizes(waiting) if any(worker.memory_bytes for worker in workers) else {},
+            sizes=self._sizes(waiting.jobs) if any(worker.memory_bytes for worker in workers) else {},
             size=MessageSize(limits.message_jobs, limits.message_tokens),
             now=self._uow.now,
+            shares=waiting.shares,
         )
-        placed = placement.place(waiting, room)
+        placed = placement.place(waiting.jobs, room)
         return placed if self._uow.is_sqlite else self._locked(placed)
-
-    def _waiting(self, priority: Priority, limit: int) -> list[Any]:
-        """The head of the class in the order of ringing, and behind each job with very many shards the next ones."""
-        found: list[Any] = []
-        query = waiting_query(priority, self._uow.now).limit(limit)
-        for _ in range(_MAX_PAGES):
-            page = self._conn.execute(query).all()
-            found += page
-            if len(page) < limit or page[-1].parent_id is None:
-                break
-            last = page[-1]
-            behind = sa.tuple_(jobs.c.run_after, jobs.c.id) > sa.tuple_(
-                sa.literal(last.run_after), sa.literal(shard_id(last.parent_id, _LAST_SHARD))
-            )
-            query = waiting_query(priority, self._uow.now).where(behind).limit(limit)
-        return found
 
     def _sizes(self, waiting: Iterable[Any]) -> dict[str, int]:
         ids = {row.version_id for row in waiting if row.version_id is not None}
@@ -203,8 +227,7 @@ class RingRepository:
         ids = [job.id for each in placed for job in each.jobs]
         if not ids:
             return []
-        query = sa.select(jobs.c.id).where(jobs.c.id.in_(ids), IS_WAITING).with_for_update(skip_locked=True)
-        locked = {row.id for row in self._conn.execute(query)}
+        locked = set(self._conn.execute(_LOCK, {"b_ids": id_list(self._conn, ids)}).scalars())
         kept = [Placed(each.worker, tuple(job for job in each.jobs if job.id in locked)) for each in placed]
         return [each for each in kept if each.jobs]
 
@@ -218,27 +241,26 @@ class RingRepository:
             "rung_at": self._uow.now,
             "versions": list(placed.versions),
             "parent_id": placed.line,
+            "project_id": placed.project,
         }
-        self._conn.execute(sa.insert(messages), [message])
-        self._conn.execute(sa.update(jobs).where(jobs.c.id.in_([r.id for r in rows])).values(message_id=message_id))
+        self._conn.execute(_RING, [message])
+        self._conn.execute(_BIND, {"b_ids": id_list(self._conn, [row.id for row in rows]), "b_message": message_id})
         pairs = tuple((row.id, row.attempt) for row in rows)
         return RungMessage(message_id, placed.worker, priority, JobKind(rows[0].kind), pairs)
 
 
-def waiting_query(priority: Priority, now: float) -> sa.Select[Any]:
-    """Waiting jobs of a class that may run, in the order of ringing; the partial index answers its head."""
-    return (
-        sa.select(
-            jobs.c.id,
-            jobs.c.attempt,
-            jobs.c.kind,
-            jobs.c.estimated_tokens,
-            jobs.c.is_alone,
-            jobs.c.version_id,
-            jobs.c.model_ref,
-            jobs.c.parent_id,
-            jobs.c.run_after,
-        )
-        .where(IS_WAITING, jobs.c.priority == priority, jobs.c.run_after <= now)
-        .order_by(jobs.c.run_after, jobs.c.id)
-    )
+def _room(
+    workers: Sequence[ReadyWorker], out: Sequence[tuple[MessageOut, str]], priority: Priority, limits: WindowLimits
+) -> dict[str, int]:
+    """How many more messages of the class each worker may have, those that may have any."""
+    num_out = Counter(message.worker for message, of_class in out if of_class == priority)
+    return {w.name: left for w in workers if (left := limits.of(priority) - num_out[w.name]) > 0}
+
+
+def _unclaimed(rung_before: float | None, worker: str | None) -> sa.ColumnElement[bool]:
+    conditions: list[sa.ColumnElement[bool]] = [messages.c.claimed_at.is_(None)]
+    if rung_before is not None:
+        conditions.append(messages.c.rung_at < rung_before)
+    if worker is not None:
+        conditions.append(messages.c.worker == worker)
+    return sa.and_(*conditions)

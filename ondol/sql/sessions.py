@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 INFER, TRAIN = "infer", "train"
 
+_RUNS = sa.select(sessions.c.id).where(
+    sessions.c.id == sa.bindparam("b_session", type_=sa.String),
+    sessions.c.ended_at.is_(None),
+    sessions.c.expires_at > sa.bindparam("b_now", type_=sa.Double),
+)
+_HOLD = _RUNS.with_for_update(read=True)
+
 
 class SessionRepository:
     """Opening, renewing, ending and lapsing sessions."""
@@ -91,12 +98,9 @@ class SessionRepository:
 
     def hold(self, session_id: str) -> bool:
         """Whether the lease runs; then nobody can end the session before this transaction has."""
-        query = sa.select(sessions.c.id).where(
-            sessions.c.id == session_id, sessions.c.ended_at.is_(None), sessions.c.expires_at > self._uow.now
-        )
-        if not self._uow.is_sqlite:
-            query = query.with_for_update(read=True)
-        return self._conn.execute(query).one_or_none() is not None
+        query = _RUNS if self._uow.is_sqlite else _HOLD
+        given = {"b_session": session_id, "b_now": self._uow.now}
+        return self._conn.execute(query, given).one_or_none() is not None
 
     def stop(self, session_id: str, *, reason: str) -> list[str]:
         """End the session of a worker that stops; the ids of jobs that it still held, which are queued again.

@@ -27,7 +27,20 @@ projects = sa.Table(
     sa.Column("name", sa.String(96), nullable=False, unique=True),
     sa.Column("created_at", _Time, nullable=False),
     sa.Column("webhook_secret", sa.String(128)),
+    sa.Column("weight", sa.Double, nullable=False, default=1.0, server_default="1"),
+    sa.Column("max_queued_jobs", sa.BigInteger),
+    sa.Column("max_queued_tokens", sa.BigInteger),
 )
+
+shares = sa.Table(
+    "shares",
+    metadata,
+    sa.Column("project_id", _Id, primary_key=True),
+    sa.Column("priority", sa.String(16), primary_key=True),
+    sa.Column("served", sa.Double, nullable=False),
+    sa.Column("rung_at", _Time, nullable=False),
+)
+"""What each project was given of a class while others waited too: tokens by weight (decision 17)."""
 
 api_keys = sa.Table(
     "api_keys",
@@ -83,6 +96,9 @@ jobs = sa.Table(
     sa.Column("num_open_shards", sa.Integer),
     sa.Column("input_file_id", _Id),
     sa.Column("batch", sa.JSON(none_as_null=True)),
+    sa.Column("inputs_gone_at", _Time),
+    sa.Column("results_gone_at", _Time),
+    sa.Column("events_gone_at", _Time),
 )
 # Conditions that a partial index answers carry the state as a literal: a bound value is not seen to imply the index's.
 IS_QUEUED = jobs.c.state == sa.literal_column("'queued'", sa.String)
@@ -126,10 +142,11 @@ sa.Index(
     postgresql_where=sa.text("kind = 'fine-tune' AND state = 'cancelled' AND device_released_at IS NULL"),
     sqlite_where=sa.text("kind = 'fine-tune' AND state = 'cancelled' AND device_released_at IS NULL"),
 )
-# In the order in which jobs are rung, so that jobs that may run only later are not even looked at.
+# In the order in which a project's jobs are rung, so that jobs that may run only later are not even looked at.
 sa.Index(
     "ix_jobs_waiting",
     jobs.c.priority,
+    jobs.c.project_id,
     jobs.c.run_after,
     jobs.c.id,
     postgresql_where=sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune' AND NOT is_sharded"),
@@ -185,6 +202,12 @@ sa.Index(
     jobs.c.input_file_id,
     postgresql_where=sa.text("input_file_id IS NOT NULL"),
     sqlite_where=sa.text("input_file_id IS NOT NULL"),
+)
+sa.Index(
+    "ix_jobs_open_fine_tunes",
+    jobs.c.id,
+    postgresql_where=sa.text("kind = 'fine-tune' AND finished_at IS NULL"),
+    sqlite_where=sa.text("kind = 'fine-tune' AND finished_at IS NULL"),
 )
 sa.Index(
     "ix_jobs_task",
@@ -294,6 +317,13 @@ files = sa.Table(
     sa.Column("created_at", _Time, nullable=False),
     sa.Column("expires_at", _Time),
 )
+sa.Index("ix_files_created_at", files.c.created_at)
+sa.Index(
+    "ix_files_expires_at",
+    files.c.expires_at,
+    postgresql_where=sa.text("expires_at IS NOT NULL"),
+    sqlite_where=sa.text("expires_at IS NOT NULL"),
+)
 
 sessions = sa.Table(
     "sessions",
@@ -320,6 +350,12 @@ sa.Index(
     postgresql_where=sa.text("ended_at IS NULL"),
     sqlite_where=sa.text("ended_at IS NULL"),
 )
+sa.Index(
+    "ix_sessions_ended_at",
+    sessions.c.ended_at,
+    postgresql_where=sa.text("ended_at IS NOT NULL"),
+    sqlite_where=sa.text("ended_at IS NOT NULL"),
+)
 
 messages = sa.Table(
     "messages",
@@ -333,6 +369,7 @@ messages = sa.Table(
     sa.Column("session_id", _Id),
     sa.Column("versions", sa.JSON(none_as_null=True)),
     sa.Column("parent_id", _Id),
+    sa.Column("project_id", _Id),
 )
 sa.Index("ix_messages_window", messages.c.worker, messages.c.priority)
 

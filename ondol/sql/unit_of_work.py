@@ -20,6 +20,7 @@ from ondol.sql.keys import KeyRepository
 from ondol.sql.leaders import LeaderRepository
 from ondol.sql.models import ModelRepository
 from ondol.sql.notices import NoticeRepository
+from ondol.sql.purging import PurgeRepository
 from ondol.sql.results import ResultRepository
 from ondol.sql.ringing import RingRepository
 from ondol.sql.sessions import SessionRepository
@@ -82,6 +83,11 @@ class UnitOfWork:
     def results(self) -> ResultRepository:
         """Stored results."""
         return ResultRepository(self)
+
+    @cached_property
+    def purging(self) -> PurgeRepository:
+        """Deleting what is over its time, in small steps, and what there is to say about it."""
+        return PurgeRepository(self)
 
     @cached_property
     def files(self) -> FileRepository:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,7 +14,7 @@ import sqlalchemy as sa
 from models_store.store import ModelStore
 from ondol.control.administration import create_key, list_keys, upgrade_database
 from tests.deploy.docker_calls import DockerCall, calls_of
-from tests.deploy.documents import DEPLOY, find_block
+from tests.deploy.documents import DEPLOY, find_block, run_shell
 from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.integration
@@ -70,6 +72,31 @@ def test_the_store_comes_back_from_the_archive(
         archive.extractall(tmp_path / "again", filter="data")
     again = ModelStore(f"file://{tmp_path / 'again'}")
     assert again.read_manifest(manifest.digest) == manifest
+
+
+def test_database_and_store_come_back_by_the_commands_of_the_page(tmp_path: Path, tiny_version: Path) -> None:
+    data = tmp_path / "ondol-data"
+    data.mkdir()
+    url = f"sqlite:///{data / 'ondol.db'}"
+    upgrade_database(url)
+    create_key(url, project="default", name="kept", is_admin=True)
+    manifest = ModelStore(f"file://{data / 'store'}").publish_folder(tiny_version, "tiny")
+    run_shell(find_block(DEPLOY, "Backup", 2).text, folder=tmp_path, environment={})
+    shutil.rmtree(data)
+    run_shell(find_block(DEPLOY, "Backup", 3).text, folder=tmp_path, environment={})
+    assert [key.name for key in list_keys(url)] == ["kept"]
+    assert ModelStore(f"file://{data / 'store'}").read_manifest(manifest.digest) == manifest
+
+
+def test_the_database_moves_by_the_command_of_the_page(tmp_path: Path, postgresql_url: str) -> None:
+    (tmp_path / "ondol-data").mkdir()
+    url = f"sqlite:///{tmp_path / 'ondol-data' / 'ondol.db'}"
+    upgrade_database(url)
+    create_key(url, project="default", name="kept", is_admin=True)
+    command, named = find_block(DEPLOY, "Moving to another database", 1).text.rsplit(maxsplit=1)
+    assert named.startswith("postgresql+psycopg://")
+    run_shell(f"{command} {shlex.quote(postgresql_url)}", folder=tmp_path, environment={})
+    assert [key.name for key in list_keys(postgresql_url)] == ["kept"]
 
 
 def outside(argument: str, folders: dict[str, str]) -> str:

@@ -97,6 +97,7 @@ CLIENT = run_by(
     "tests/deploy/test_compose_runs.py",
     "test_every_service_of_the_file_runs_gets_healthy_works_and_stops_as_it_says",
 )
+BACKUP = run_by("tests/deploy/test_backup.py", "test_database_and_store_come_back_by_the_commands_of_the_page")
 TABLE: dict[tuple[str, str, int], Check] = {
     (README, "Two commands", 1): start_by_make,
     (README, "Start it", 1): start_by_make,
@@ -118,6 +119,11 @@ TABLE: dict[tuple[str, str, int], Check] = {
     (DEPLOY, "Several hosts", 1): load_as_settings,
     (DEPLOY, "Several hosts", 2): run_by_a_shell,
     (DEPLOY, "Backup", 1): run_by_a_shell,
+    (DEPLOY, "Backup", 2): BACKUP,
+    (DEPLOY, "Backup", 3): BACKUP,
+    (DEPLOY, "Moving to another database", 1): run_by(
+        "tests/deploy/test_backup.py", "test_the_database_moves_by_the_command_of_the_page"
+    ),
 }
 DRAWINGS = {(README, "How it flows", 1)}
 

@@ -80,15 +80,14 @@ def test_pages_follow_one_another_in_both_orders(database: Database) -> None:
 def test_an_expired_file_is_gone_for_callers_and_waits_for_the_purge(database: Database) -> None:
     project_id = project_of(database)
     record, kept = add(database, project_id, lives_s=3600), add(database, project_id, lives_s=3600)
-    assert database.read(lambda uow: uow.files.expired()) == []
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 0
     expire(database, record.id)
     with pytest.raises(FileNotFound):
         database.read(lambda uow: uow.files.get(record.id, project_id))
     with pytest.raises(FileNotFound):
         database.write(lambda uow: uow.files.delete(record.id, project_id))
     assert [file.id for file in database.read(lambda uow: uow.files.page(project_id)[0])] == [kept.id]
-    assert [file.id for file in database.read(lambda uow: uow.files.expired(limit=5))] == [record.id]
-    database.write(lambda uow: uow.files.forget([record.id]))
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 1
     assert database.read(lambda uow: uow.files.existing([record.id, kept.id])) == {kept.id}
 
 
@@ -101,7 +100,8 @@ def test_a_file_that_an_unfinished_fine_tune_names_is_kept(database: Database, f
         database.write(lambda uow: uow.files.delete(record.id, project_id))
     assert database.write(lambda uow: uow.files.delete(free.id, project_id)) == free
     expire(database, record.id)
-    assert database.read(lambda uow: uow.files.expired()) == []
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 0
     assert database.read(lambda uow: uow.files.get(record.id, project_id, may_be_expired=True)).id == record.id
     database.write(lambda uow: uow.jobs.cancel(job.id, project_id))
-    assert [file.id for file in database.read(lambda uow: uow.files.expired())] == [record.id]
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 1
+    assert database.read(lambda uow: uow.files.existing([record.id])) == set()

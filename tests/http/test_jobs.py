@@ -37,9 +37,9 @@ def test_a_job_is_accepted_waited_for_and_described(
         {"done": 0, "total": 2, "unit": "inputs"},
     )
     seen = someone.http.get(f"/v1/jobs/{job['id']}").json()
-    queue = seen.pop("queue")  # how fast jobs end is known here only if other tests ended some a moment ago
-    assert queue["position"] == 1
-    assert queue["estimated_start"] is None or queue["estimated_start"] >= job["created_at"]
+    for queue in (job.pop("queue"), seen.pop("queue")):  # how fast jobs end, and who else waits, is of other tests
+        assert queue["position"] >= 1
+        assert queue["estimated_start"] is None or queue["estimated_start"] >= job["created_at"]
     assert seen == job
 
     answers: list[httpx.Response] = []

@@ -65,7 +65,7 @@ def test_ready_means_that_every_part_answers(start_api: StartApi, sqlite_url: st
 def test_an_old_schema_is_not_ready(start_api: StartApi, sqlite_url: str) -> None:
     api = start_api(sqlite_url)
     api.stop()
-    api.database.write(lambda uow: uow.conn.exec_driver_sql("UPDATE alembic_version SET version_num = 'older'"))
+    api.database.write(lambda uow: uow.conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'"))
     api.start(until_ready=False)
     answer = httpx.get(f"{api.url}/readyz")
     assert answer.status_code == 503 and "ondol db upgrade" in answer.json()["checks"]["database"]["reason"]

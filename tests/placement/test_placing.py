@@ -29,6 +29,7 @@ class Job:
     kind: str = "embedding"
     estimated_tokens: int = 10
     attempt: int = 0
+    project_id: str = "prj_1"
     id: str = field(default_factory=lambda: f"job_{next(_numbers):06d}")
     version_id: str | None = field(init=False)
 

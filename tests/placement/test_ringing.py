@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from ondol.contract.ids import new_job_id, shard_id
 from ondol.contract.states import Priority
 from ondol.sql.database import Database
+from ondol.sql.fair_share import waiting_query
 from ondol.sql.records import RungMessage
-from ondol.sql.ringing import waiting_query
 from ondol.sql.tables import jobs, messages, sessions
 from tests.job_fixtures import LEASE_S, LIMITS, open_database, project_of, submit
 
@@ -170,7 +170,7 @@ def test_a_worker_without_a_device_gives_back_what_it_was_rung(database: Databas
 def test_behind_a_hundred_thousand_jobs_the_index_answers(database: Database) -> None:
     _wait(database, NUM_WAITING, "a:1", "b:1", "c:1", "d:1", "e:1", age_s=1.0)
     database.write(lambda uow: uow.conn.execute(sa.text("ANALYZE")))
-    query = waiting_query(Priority.NORMAL, 4e9).limit(128)
+    query = waiting_query(Priority.NORMAL, project_of(database), 4e9).limit(128)
 
     def explain(conn: sa.Connection) -> str:
         text = query.compile(dialect=conn.dialect, compile_kwargs={"literal_binds": True})

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 
 from workers.child_environment import child_environment
@@ -56,9 +57,12 @@ class LogTail:
 
 
 class ChildProcess:
-    """One life of the training child. Start it, and use it, from one thread that outlives it."""
+    """One life of the training child. Start it, and use it, from one thread that outlives it.
 
-    def __init__(self, plan: Path, *, threads: int, device: str) -> None:
+    It inherits `keep_fds`, such as the lock of its device.
+    """
+
+    def __init__(self, plan: Path, *, threads: int, device: str, keep_fds: tuple[int, ...] = ()) -> None:
         self._events: queue.Queue[Event | None] = queue.Queue()
         self.log = LogTail()
         self._is_stop_asked = False
@@ -69,7 +73,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(writing,),
+                pass_fds=(writing, *keep_fds),
                 env=_environment(threads, device),
                 process_group=0,
             )
@@ -89,6 +93,14 @@ class ChildProcess:
     def pid(self) -> int:
         """The child's process id, which is also its group's."""
         return self._process.pid
+
+    def cpu_s(self) -> float | None:
+        """Seconds of CPU time that the child has used; None when it has ended."""
+        try:
+            used = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return None
+        return float(used.user + used.system)
 
     def next_event(self, timeout_s: float) -> Event | None:
         """The next event, or None after the time, or at once when the child's events have come to their end."""
@@ -151,7 +163,8 @@ class ChildProcess:
 
 def training_command(plan: Path, events_fd: int) -> Sequence[str]:
     """The command line of the training child."""
-    return (sys.executable, "-P", "-m", "workers.training.child", "--plan", str(plan), "--events-fd", str(events_fd))
+    module = (sys.executable, "-P", "-m", "workers.training.child")
+    return (*module, "--plan", str(plan), "--events-fd", str(events_fd), "--parent-pid", str(os.getpid()))
 
 
 def _environment(threads: int, device: str) -> dict[str, str]:

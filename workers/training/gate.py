@@ -59,9 +59,17 @@ class GateKeeper:
 class Gate:
     """The training child's side; `has_to_stop` ends every wait, so that a stop is not kept waiting either."""
 
-    def __init__(self, path: Path, *, has_to_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        has_to_stop: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_wait` is called again and again while a wait lasts."""
         self._map = _map(path)
         self._has_to_stop = has_to_stop
+        self._on_wait = on_wait
         self._pid = os.getpid()
 
     def pass_step(self, last_step_s: float) -> float:
@@ -76,6 +84,7 @@ class Gate:
             waited_s = time.monotonic() - started
             if not self._is_held() and not (self._is_busy() and waited_s < limit_s):
                 break
+            self._on_wait()
             time.sleep(_POLL_S)
         return time.monotonic() - started
 

@@ -19,6 +19,7 @@ from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
 from models_store.store import ModelStore
 from ondol.broker.celery_app import queue_name
+from ondol.broker.lying import QueueLook
 from ondol.broker.publisher import Publisher as MessagePublisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import OndolError
@@ -33,6 +34,7 @@ from ondol.sql.training import CHECK_LANE, TRAIN_LANE
 from workers.claims import ClaimAudit, Claims
 from workers.consuming import consume
 from workers.device_lock import hold_device
+from workers.hearing import Hearing
 from workers.memory import resident_bytes
 from workers.own_cores import keep_to_cores
 from workers.session import SessionKeeper, WorkerIdentity
@@ -40,6 +42,7 @@ from workers.training.node import NodeDeps, NodeLimits, handle_training
 from workers.training.publishing import Publisher
 from workers.training.struck import StruckJobs
 from workers.training.workspace import Host, Stores
+from workers.work_watch import WorkWatch, end_for_a_new_start
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +87,10 @@ class TrainerProcess:
             cores=cores,
             threads=settings.threads or len(cores),
             gate=settings.run_dir / f"gate-{slug}",
+            lock_fd=self._lock_fd,
         )
+        self._hearing = Hearing()
+        self._watch = self._make_watch()
         self._session = self._make_session()
         self._root = settings.data_dir / "training" / self.name
         shutil.rmtree(self._root, ignore_errors=True)  # what attempts left that ended with their node
@@ -99,9 +105,11 @@ class TrainerProcess:
         self._strikes.start()
         audit = ClaimAudit(self._database, self._session, self._claims)
         audit.start()
+        self._watch.start()
         log.info("trainer.up", worker=self.name, resident_mb=resident_bytes() // 1024**2)
         code = self._consume()
         audit.stop()
+        self._watch.stop()
         self._take_down()
         return code
 
@@ -111,10 +119,11 @@ class TrainerProcess:
         return consume(
             self._redis_url,
             name=self.name,
-            queues=tuple(queue_name(self.name, lane) for lane in LANES),
+            queues=self._queues(),
             concurrency=len(LANES),
             handle=lambda message_id: handle_training(message_id, deps),
             begin_to_stop=self._begin_to_stop,
+            hearing=self._hearing,
         )
 
     def _deps(self) -> NodeDeps:
@@ -136,6 +145,7 @@ class TrainerProcess:
                 grace_s=settings.train_grace_s,
                 check_limit_s=settings.check_limit_s,
                 check_memory_mb=settings.check_memory_mb,
+                train_stall_s=settings.train_stall_s,
             ),
             stopping=self._stopping,
             metrics=self._metrics,
@@ -145,6 +155,7 @@ class TrainerProcess:
         """Runs inside Celery's signal handler: the training writes a checkpoint, and the job is handed back."""
         self._stopping.set()
         self._session.renew_soon()
+        self._watch.begin_to_stop()
         self._strikes.begin_to_stop()
         limit = threading.Timer(self._settings.train_grace_s + _HARD_EXIT_SLACK_S, _exit_hard)
         limit.daemon = True
@@ -159,6 +170,22 @@ class TrainerProcess:
         self._database.close()
         os.close(self._lock_fd)
         log.info("trainer.down", worker=self.name)
+
+    def _queues(self) -> tuple[str, ...]:
+        return tuple(queue_name(self.name, lane) for lane in LANES)
+
+    def _make_watch(self) -> WorkWatch:
+        return WorkWatch(
+            database=self._database,
+            queues=QueueLook(self._redis_url, self._queues()),
+            ringer=self._ringer,
+            session=lambda: self._session,
+            worker=self.name,
+            hearing=self._hearing,
+            is_idle=lambda: self._claims.is_empty,
+            end=lambda: end_for_a_new_start(self._settings.train_grace_s),
+            unheard_s=self._settings.unheard_s,
+        )
 
     def _make_session(self) -> SessionKeeper:
         settings = self._settings
@@ -175,7 +202,7 @@ class TrainerProcess:
             identity,
             lease_s=settings.lease_s,
             renew_s=settings.renew_s,
-            is_ready=lambda: not self._stopping.is_set(),
+            is_ready=lambda: self._watch.hears and not self._stopping.is_set(),
             warm=list,
             on_lost=lambda: None,  # the supervisor looks at the lease and at SQL by itself
             may_be_late=True,

@@ -58,6 +58,7 @@ class NodeLimits:
     grace_s: float
     check_limit_s: float
     check_memory_mb: int
+    train_stall_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,7 @@ def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
         struck=struck,
         grace_s=deps.limits.grace_s,
         limit_s=None if limit_s is None else max(1.0, limit_s - job.trained_s),
+        stall_s=deps.limits.train_stall_s,
     )
     cpu_s = time.process_time()
     made = Checkpointer(
@@ -204,6 +206,7 @@ def _train(job: ClaimedTraining, workspace: Workspace, struck: threading.Event, 
             checkpointer=checkpointer,
             watch=watch,
             on_steps=deps.metrics.steps_done,
+            keep_fds=() if deps.host.lock_fd is None else (deps.host.lock_fd,),
         )
         ended = supervisor.run()
     timings = {
@@ -233,15 +236,17 @@ def _conclude(job: ClaimedTraining, plan: TrainPlan, ended: Ended, timings: dict
     elif ended.how is Ending.DIED:
         error = {"code": "worker_lost", "message": ended.reason, "param": None}
         log.warning("trainer.lost", reason=ended.reason)
-        _count(job, "lost", _persist(lambda uow: _lose(uow, job, error, deps), deps), deps)
+        _count(job, "lost", _persist(lambda uow: _lose(uow, job, error, ended.is_stalled, deps), deps), deps)
     else:
         _count(job, "", False, deps)
 
 
-def _lose(uow: UnitOfWork, job: ClaimedTraining, error: dict[str, Any], deps: NodeDeps) -> bool:
+def _lose(uow: UnitOfWork, job: ClaimedTraining, error: dict[str, Any], is_stalled: bool, deps: NodeDeps) -> bool:
     data = {"message": error["message"], "level": "warn"}
     uow.events.append(job.id, attempt=job.attempt, type="message", data=data)
-    return uow.attempts.lose(job.id, job.attempt, error, worker=deps.worker)
+    is_lost = uow.attempts.lose(job.id, job.attempt, error, worker=deps.worker)
+    uow.leaders.count_repairs("trainer_stalled", int(is_stalled and is_lost))
+    return is_lost
 
 
 def _with_resolved(

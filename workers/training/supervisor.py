@@ -25,6 +25,7 @@ from workers.training.child_process import ChildProcess, Event
 from workers.training.gate import GateKeeper
 from workers.training.plan import PLAN_FILE, TrainPlan
 from workers.training.reporting import Reporter
+from workers.training.stall import StallWatch
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,8 @@ class Ended:
     how: Ending
     event: Event = field(default_factory=dict)
     reason: str = ""
+    is_stalled: bool = False
+    """It was ended because it took no step any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Watch:
     grace_s: float
     limit_s: float | None
     """Seconds that this attempt may still train."""
+    stall_s: float
+    """Silence that is borne at least; see `workers.training.stall`."""
 
 
 class TrainingFailed(DeviceError):
@@ -88,7 +93,11 @@ class Supervisor:
         checkpointer: Checkpointer,
         watch: Watch,
         on_steps: Callable[[int], None],
+        keep_fds: tuple[int, ...] = (),
     ) -> None:
+        self._keep_fds = keep_fds
+        self._stall: StallWatch
+        self._why_stalled: str | None = None
         self._on_steps = on_steps
         self._num_steps = 0
         self._job = job
@@ -109,7 +118,11 @@ class Supervisor:
 
     def run(self) -> Ended:
         """Train to an end. Raises TrainingFailed and store errors; a stale attempt is an ending, not an error."""
-        child = ChildProcess(self._plan.work_dir / PLAN_FILE, threads=self._plan.threads, device=self._plan.device)
+        plan = self._plan
+        child = ChildProcess(
+            plan.work_dir / PLAN_FILE, threads=plan.threads, device=plan.device, keep_fds=self._keep_fds
+        )
+        self._stall = StallWatch(self._watch.stall_s, cpu_s=child.cpu_s, now=time.monotonic())
         log.info("trainer.started", pid=child.pid)
         try:
             self._follow(child)
@@ -150,11 +163,14 @@ class Supervisor:
             return Ended(Ending.HANDED_BACK)  # before its first step, or the grace was over: an earlier checkpoint does
         if self._wanted is Ending.PAUSED and code == -signal.SIGTERM:
             return Ended(Ending.PAUSED)
+        if self._why_stalled is not None:
+            return Ended(Ending.DIED, reason=f"the trainer was ended: {self._why_stalled}", is_stalled=True)
         return Ended(Ending.DIED, reason=_how_it_died(code, child))
 
     def _take(self, event: Event) -> None:
         """Pass one event on."""
         kind = event["event"]
+        self._stall.heard(event)
         self._count_steps(int(event.get("step") or 0))
         if kind in ("finished", "stopped", "failed"):
             self._final, self._final_at = event, time.monotonic()
@@ -169,7 +185,7 @@ class Supervisor:
             folder = Path(event["folder"])
             folder = folder if folder.is_absolute() else self._plan.work_dir / folder
             self._checkpointer.add(int(event["step"]), folder, metrics=event["metrics"], is_best=bool(event["is_best"]))
-        else:
+        elif kind != "pulse":
             log.warning("trainer.event_unknown", kind=kind)
 
     def _say_started(self, event: Event) -> None:
@@ -213,6 +229,16 @@ class Supervisor:
         if self._final is not None and now - self._final_at > _EXIT_LIMIT_S and not child.has_said_all:
             log.warning("trainer.does_not_exit", job_id=self._job.id, pid=child.pid)
             child.end()
+        self._look_for_a_stall(child, now)
+
+    def _look_for_a_stall(self, child: ChildProcess, now: float) -> None:
+        """End a child that hangs; what it has written to the pipe is still taken."""
+        why = self._stall.look(now)
+        if why is None or self._why_stalled is not None or self._final is not None or child.has_said_all:
+            return
+        self._why_stalled = why
+        log.error("trainer.stalled", pid=child.pid, reason=why, cure="it is ended, and resumes from its checkpoint")
+        child.end()
 
     def _look_at_status(self, child: ChildProcess) -> None:
         try:

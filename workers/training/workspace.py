@@ -49,6 +49,8 @@ class Host:
     cores: tuple[int, ...]
     threads: int
     gate: Path | None
+    lock_fd: int | None = None
+    """The lock of the device, which each training inherits: the device is held until the last of them is gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,11 +138,12 @@ def test_a_file_is_kept_until_the_job_that_names_it_is_planned(database: Databas
     new = NewFile(FILE_ID, project_id, "texts.jsonl", "batch", 10, "0" * 64, expires_after_s=-1.0)
     database.write(lambda uow: uow.files.add(new))
     job = submit_file_job(database)
-    assert database.read(lambda uow: uow.files.expired()) == []
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 0
     [planning] = claim_all(database, open_session(database))
-    assert database.read(lambda uow: uow.files.expired()) == []
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 0
     assert _record(database, planning)
-    assert [file.id for file in database.read(lambda uow: uow.files.expired())] == [FILE_ID]
+    assert database.write(lambda uow: uow.purging.purge_files(older_than_s=None)).num == 1
+    assert database.read(lambda uow: uow.files.existing([FILE_ID])) == set()
     assert look(database, job).input_file_id == FILE_ID
 
 

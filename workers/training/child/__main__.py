@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run one training; the supervisor ends it with SIGTERM (checkpoint, then stop) or SIGKILL."""
-    parent_pid = os.getppid()
     parser = argparse.ArgumentParser(prog="workers.training.child", description="Trains one model as a plan says.")
     parser.add_argument("--plan", type=Path, required=True, help="the plan file")
     parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor that takes the events")
+    # Told, not asked for: a parent that died while this process was imported would be taken for whoever reaps it.
+    parser.add_argument("--parent-pid", type=int, default=os.getppid(), help="the process with which this one ends")
     parsed = parser.parse_args(argv)
-    bind_to_parent(parent_pid)
+    bind_to_parent(parsed.parent_pid)
     lead_process_group()
     stop = StopRequest()
     stop.listen()

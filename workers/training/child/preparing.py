@@ -18,6 +18,7 @@ from workers.training.child.encoding import Encoder
 from workers.training.child.evaluating import Evaluator
 from workers.training.child.losses import TaskLoss, class_weights
 from workers.training.child.pace import Pace
+from workers.training.child.pulse import Pulse
 from workers.training.child.rows import Collator, EncodedRows, Row
 from workers.training.child.stopping import StopRequest
 from workers.training.data.dataset import load_dataset
@@ -32,9 +33,13 @@ _SMOOTHED = ("single_label_classification", "token-classification")
 
 
 class Turnstile:
-    """What every forward pass goes through: the gate of the device, if it also serves, and the stop request."""
+    """What every forward pass goes through: the gate of the device, if it also serves, and the stop request.
 
-    def __init__(self, gate: Gate | None, stop: StopRequest, pace: Pace) -> None:
+    `pulse` is told of each pass.
+    """
+
+    def __init__(self, gate: Gate | None, stop: StopRequest, pace: Pace, pulse: Pulse | None = None) -> None:
+        self._pulse = pulse
         self._gate = gate
         self._stop = stop
         self._pace = pace
@@ -43,6 +48,24 @@ class Turnstile:
 
     def training_batch(self) -> None:
         """Wait for the gate; a step that was begun is finished even if a stop is asked for."""
+        if self._pulse is not None:
+            self._pulse.end_pass()
+        self._wait_at_gate()
+        if self._pulse is not None:
+            self._pulse.begin_pass()
+
+    def evaluation_batch(self) -> bool:
+        """Wait for the gate; False if the evaluation should be broken off."""
+        self.between_steps()
+        self._wait_at_gate()
+        return not self._stop.is_set
+
+    def between_steps(self) -> None:
+        """No step is taken from now on until the next `training_batch`."""
+        if self._pulse is not None:
+            self._pulse.between()
+
+    def _wait_at_gate(self) -> None:
         if self._gate is None:
             return
         if self._passed_at is not None:
@@ -51,11 +74,6 @@ class Turnstile:
         # median, because a checkpoint or a log line may lie between two passes.
         self._pace.gate_s += self._gate.pass_step(statistics.median(self._recent_s) if self._recent_s else 0.0)
         self._passed_at = time.monotonic()
-
-    def evaluation_batch(self) -> bool:
-        """Wait for the gate; False if the evaluation should be broken off."""
-        self.training_batch()
-        return not self._stop.is_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +97,7 @@ class Prepared:
     turnstile: Turnstile
 
 
-def prepare(plan: TrainPlan, stop: StopRequest, device: torch.device) -> Prepared:
+def prepare(plan: TrainPlan, stop: StopRequest, device: torch.device, pulse: Pulse) -> Prepared:
     """Read and encode the data of `plan`; InvalidPayload if the data or the options do not fit."""
     spec = parse_model_spec((plan.base.path / SPEC_FILE).read_bytes(), ref=plan.base.ref)
     dataset = load_dataset(plan)
@@ -89,8 +107,8 @@ def prepare(plan: TrainPlan, stop: StopRequest, device: torch.device) -> Prepare
     hyper = plan.options.hyperparameters
     rows_per_step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
     pace = Pace(rows_per_step=rows_per_step, num_validation=len(validation))
-    gate = None if plan.gate is None else Gate(plan.gate, has_to_stop=lambda: stop.is_set)
-    turnstile = Turnstile(gate, stop, pace)
+    gate = None if plan.gate is None else Gate(plan.gate, has_to_stop=lambda: stop.is_set, on_wait=pulse.waits)
+    turnstile = Turnstile(gate, stop, pace, pulse)
     collate = Collator(pad_token_id=spec.pad_token_id, is_tagging=report.problem_type is None)
     loss = _loss(plan, report, device)
     dtype = _dtype(plan.options.dtype, device)

@@ -19,6 +19,7 @@ from workers.training.child.flow import Flow
 from workers.training.child.history import evaluations_in, is_exhausted, logged
 from workers.training.child.preparing import Prepared, prepare
 from workers.training.child.publishing import make_version
+from workers.training.child.pulse import Pulse
 from workers.training.child.stopping import StopRequest
 from workers.training.child.trainer import FineTuneTrainer
 from workers.training.plan import TrainPlan
@@ -33,7 +34,7 @@ def run_training(plan: TrainPlan, events: EventWriter, stop: StopRequest, device
     OndolError says why the run failed; its work folder is left as it is.
     """
     with _training_errors(plan):
-        prepared = prepare(plan, stop, device)
+        prepared = prepare(plan, stop, device, Pulse(events))
         if stop.is_set:
             events.send("stopped", step=0)
         else:

@@ -130,6 +130,8 @@ class FineTuneTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *rest: Any, **named: Any) -> None:
         control = self.control
+        if control.should_evaluate or control.should_save:
+            self._prepared.turnstile.between_steps()
         if control.should_log or control.should_evaluate or control.should_save:
             # Before anything is written or judged; weights that are no numbers never reach a checkpoint.
             self._check_finite(tr_loss)
