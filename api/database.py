@@ -49,9 +49,10 @@ class AsyncDatabase:
 
         One that was waited for in vain and has not begun is never run.
         """
-        is_given_up = threading.Event()
+        is_given_up, has_begun = threading.Event(), threading.Event()
 
         def unless_given_up(uow: UnitOfWork) -> T:
+            has_begun.set()  # before the look, so that what has not begun surely never runs
             if is_given_up.is_set():
                 raise DatabaseUnavailable("nobody waits for this any more")
             return work(uow)
@@ -60,7 +61,9 @@ class AsyncDatabase:
             return await asyncio.wait_for(asyncio.wrap_future(self.sync.submit(unless_given_up)), self._limit_s)
         except TimeoutError as exc:
             is_given_up.set()
-            raise self._too_slow() from exc
+            error = self._too_slow()
+            error.may_be_done = has_begun.is_set()
+            raise error from exc
 
     async def close(self) -> None:
         """Finish writes and reads, then let go of all connections."""

@@ -112,6 +112,8 @@ def error_response(error: e.OndolError, *, status: int | None = None) -> Respons
 def _headers(error: e.OndolError, status: int) -> dict[str, str]:
     if status == 401:
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, e.DatabaseUnavailable) and error.must_not_repeat:
+        return {"x-should-retry": "false"}
     if status == 409 and not error.retryable:
         return {"x-should-retry": "false"}
     if status in (409, 429, 503):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from api.services import Services
-from ondol.contract.errors import IdempotencyInFlight, OndolError
+from ondol.contract.errors import DatabaseUnavailable, IdempotencyInFlight, OndolError
 from ondol.sql.unit_of_work import UnitOfWork
 
 
@@ -37,18 +37,24 @@ Prepare = Callable[[ExitStack], Awaitable[Make]]
 async def answer_once(services: Services, keyed: KeyedRequest | None, prepare: Prepare) -> Answer:
     """The answer that `prepare` and what it returns make in one transaction, or the first answer to this key.
 
-    A refusal keeps nothing: the key stays free.
+    A refusal keeps nothing: the key stays free. Without a key, a write that may have been done is not to be repeated.
     """
     with ExitStack() as held:
         try:
             make = await prepare(held)
+        except DatabaseUnavailable:
+            raise  # the first answer would be asked of the same database
         except OndolError:
             # What was accepted once is answered as it was then, even if it would be refused now.
             first = await services.database.read(lambda uow: _find(uow, keyed)) if keyed else None
             if first is None:
                 raise
             return first
-        return await services.database.write(lambda uow: _answer(uow, keyed, make))
+        try:
+            return await services.database.write(lambda uow: _answer(uow, keyed, make))
+        except DatabaseUnavailable as exc:
+            exc.must_not_repeat = keyed is None and exc.may_be_done
+            raise
 
 
 def _answer(uow: UnitOfWork, keyed: KeyedRequest | None, make: Make) -> Answer:

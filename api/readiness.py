@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from ondol.broker.connection import connect_async
 from ondol.contract.errors import BrokerUnavailable, DatabaseUnavailable, NotReady, OndolError
 from ondol.sql import migrate
 from ondol.sql.database import Database
-from ondol.sql.measures import RECONCILER
+from ondol.sql.leaders import RECONCILER
 
 CHECK_LIMIT_S = 3.0
 LEADERLESS_LIMIT_S = 30.0
@@ -26,6 +27,7 @@ class ReadinessProbe:
     database: Database
     redis_url: str
     _has_schema: bool = field(default=False, init=False)
+    _began_at: float = field(default_factory=time.monotonic, init=False)
 
     async def check(self) -> dict[str, str | None]:
         """What is wrong with each part; None where nothing is."""
@@ -40,7 +42,9 @@ class ReadinessProbe:
 
     def _check_reconciler(self) -> None:
         leaderless_s = self.database.read(lambda uow: uow.leaders.leaderless_s(RECONCILER))
-        if leaderless_s is not None and leaderless_s > LEADERLESS_LIMIT_S:
+        if leaderless_s is None:  # nobody has ever led: for as long as this process knows
+            leaderless_s = time.monotonic() - self._began_at
+        if leaderless_s > LEADERLESS_LIMIT_S:
             raise NotReady(f"no reconciler has led for {leaderless_s:.0f} s: what is lost is not repaired; start one")
 
     def _check_database(self) -> None:

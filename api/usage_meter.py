@@ -89,7 +89,10 @@ class UsageMeter:
     async def _loop(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception:  # the task's edge: what is summed waits for the next round
+                log.exception("usage.flush_failed")
 
 
 def _write(uow: UnitOfWork, sums: Mapping[tuple[str, str], Usage], mark: Mark, before: Mark | None) -> None:

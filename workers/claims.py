@@ -56,6 +56,12 @@ class Claims:
         """Whether no handler has a message."""
         return not self._messages
 
+    @property
+    def num_messages(self) -> int:
+        """Messages that handlers have now."""
+        with self._lock:
+            return sum(self._messages.values())
+
     def unknown(self, pairs: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of the pairs that no handler holds."""
         with self._lock:

@@ -6,6 +6,7 @@ A message is a hint: what it rang is in SQL, and is rung again when nobody claim
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from celery.worker.consumer import Consumer
@@ -15,6 +16,7 @@ from workers.broker_sockets import cut
 from workers.hearing import Hearing
 
 _WISH_EVERY_S = 0.25
+LONGEST_RECONNECT_PAUSE_S = 3
 FLUSH_EVERY_S = 0.5
 """The longest that an event of a task waits for others to travel with it to Flower."""
 
@@ -25,6 +27,13 @@ class LeanConsumer(Consumer):  # type: ignore[misc]  # celery is untyped
     hearing: Hearing
     """Set by the subclass that `hearing_with` makes."""
     _next_flush_at = 0.0
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Try again every few seconds: Celery's own waits grow to 30 s, longer than a node is deaf before it ends."""
+        conn.ensure_connection = partial(
+            conn.ensure_connection, interval_start=1, interval_step=1, interval_max=LONGEST_RECONNECT_PAUSE_S
+        )
+        return super().ensure_connected(conn)
 
     def on_ready(self) -> None:
         """The connection stands, and its queues are consumed: from now on nothing is acknowledged."""

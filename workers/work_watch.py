@@ -24,6 +24,7 @@ from ondol.contract.errors import DatabaseUnavailable
 from ondol.control.repairs import count_repair
 from ondol.control.ringer import Ringer
 from ondol.sql.database import Database
+from ondol.sql.sessions import INFER
 from ondol.sql.unit_of_work import UnitOfWork
 from workers.hearing import Hearing
 from workers.session import SessionKeeper
@@ -68,7 +69,12 @@ class WorkWatch:
         is_idle: Callable[[], bool],
         end: Callable[[], None],
         unheard_s: float,
+        role: str = INFER,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`role`: whose backlog is looked at. `has_room`: whether a handler is free; else nothing is read in Redis."""
+        self._role = role
+        self._has_room = has_room
         self._database = database
         self._queues = queues
         self._ringer = ringer
@@ -124,7 +130,7 @@ class WorkWatch:
             self._silence = _Silence()
             return
         silence = self._silence
-        silence.lying_s = silence.lying_s + passed_s if num_lying else 0.0
+        silence.lying_s = silence.lying_s + passed_s if num_lying and self._has_room() else 0.0
         silence.idle_s = silence.idle_s + passed_s if self._is_idle() else 0.0
         if silence.lying_s > self._unheard_s:
             self._cure_deafness(silence, num_lying or 0)
@@ -169,7 +175,7 @@ class WorkWatch:
 
     def _what_waits(self, uow: UnitOfWork) -> tuple[int, float]:
         before = uow.now - self._unheard_s
-        return uow.ringing.num_unclaimed_of(self._worker, rung_before=before), uow.ringing.oldest_waiting_s()
+        return uow.ringing.num_unclaimed_of(self._worker, rung_before=before), uow.ringing.oldest_waiting_s(self._role)
 
     def _recall(self, uow: UnitOfWork) -> int:
         return uow.ringing.recall_unclaimed(rung_before=uow.now - self._unheard_s, worker=self._worker)

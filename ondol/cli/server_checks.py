@@ -126,8 +126,9 @@ def _repairs(settings: UpSettings) -> Finding:
 
 def judge_repairs(troubles: Troubles) -> Finding:
     """What the watchdogs have found and done, judged."""
-    if troubles.leaderless_s > LEADERLESS_LIMIT_S:
-        found = f"no reconciler has led for {troubles.leaderless_s:.0f} s: what is lost is not repaired"
+    if troubles.leaderless_s > LEADERLESS_LIMIT_S or not troubles.has_led:
+        since = f"has led for {troubles.leaderless_s:.0f} s" if troubles.has_led else "has ever led"
+        found = f"no reconciler {since}: what is lost is not repaired"
         return bad("repairs", found, "look at the reconciler's log, and start one: `ondol reconciler`")
     if troubles.idle_workers:
         found = f"work waits, and {', '.join(troubles.idle_workers)} takes none"

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from ondol.client.errors import BadAnswer, ConnectionFailed, NoSuchThing, error_from_answer
+from ondol.client.errors import AnswerTimedOut, BadAnswer, ConnectionFailed, NoSuchThing, error_from_answer
 from ondol.client.retry import RetryPolicy, retry_after_s
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Answer]:
             answer = yield Send(request)
         except ConnectionFailed as error:
             was_answer_lost = was_answer_lost or error.was_sent
-            delay_s = policy.delay_after_failure(tries)
+            delay_s = policy.delay_after_failure(tries, is_restart=not isinstance(error, AnswerTimedOut))
             if delay_s is None:
                 raise
         else:

@@ -45,9 +45,9 @@ class RetryPolicy:
         if status < 500:
             self.server.has_answered = True
 
-    def delay_after_failure(self, tries: int) -> float | None:
-        """Seconds until the next try after `tries` that got no answer; None: give up."""
-        return self._backoff(tries) if tries <= self._most_retries(is_restart=True) else None
+    def delay_after_failure(self, tries: int, *, is_restart: bool = True) -> float | None:
+        """Seconds until the next try after `tries` that got no answer; None: give up. Silence is no restart."""
+        return self._backoff(tries) if tries <= self._most_retries(is_restart=is_restart) else None
 
     def delay_after_answer(self, tries: int, status: int, headers: Mapping[str, str]) -> float | None:
         """Seconds until the next try after an answer that is an error; None: this answer is final."""

@@ -221,9 +221,12 @@ class NotReady(OndolError):
 
 
 class DatabaseUnavailable(NotReady):
-    """The database does not answer."""
+    """The database does not answer. `may_be_done`: a write that was given up may be committed all the same."""
 
     code = "database_unavailable"
+    may_be_done = False
+    must_not_repeat = False
+    """Whoever asked without a key must look before asking again: done twice it would be two things."""
 
 
 class BrokerUnavailable(NotReady):

@@ -91,8 +91,11 @@ def restore(url: str, file: Path, *, force: bool = False) -> RestoreDone:
     if is_sqlite:
         _restore_sqlite(url, file)
     else:
-        options = ["--no-owner", "--exit-on-error", "--single-transaction", *(["--clean", "--if-exists"] * force)]
-        _run_postgresql("pg_restore", url, options, file, is_target=True)
+        _list_postgresql(file)
+        _empty_postgresql(url)
+        _run_postgresql(
+            "pg_restore", url, ["--no-owner", "--exit-on-error", "--single-transaction"], file, is_target=True
+        )
     migrate.upgrade(url)
     database = Database(url, pool_size=1)
     try:
@@ -213,6 +216,32 @@ def _persist(staging: Path, file: Path) -> None:
         os.close(folder)
 
 
+def _list_postgresql(file: Path) -> None:
+    """InvalidPayload if pg_restore cannot read the file; then nothing was touched yet."""
+    found = shutil.which("pg_restore")
+    if found is None:
+        return  # said with the line to run by whoever needs it next
+    done = subprocess.run([found, "--list", str(file)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.split())[:500]
+        raise InvalidPayload(f"{file} is not a backup that pg_restore reads: {reason}")
+
+
+def _empty_postgresql(url: str) -> None:
+    """Drop all tables, those of any release, and what a move has left: a backup may be of another schema."""
+    if shutil.which("pg_restore") is None:
+        return
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        with engine.begin() as conn:
+            found = sa.MetaData()
+            found.reflect(conn)
+            found.drop_all(conn)
+            conn.exec_driver_sql("DROP FUNCTION IF EXISTS ondol_refuse_write()")
+    finally:
+        engine.dispose()
+
+
 def _run_postgresql(
     program: str, url: str, options: Sequence[str], file: Path, *, shown: Path | None = None, is_target: bool = False
 ) -> None:
@@ -224,7 +253,7 @@ def _run_postgresql(
     environment = dict(os.environ)
     if parsed.password is not None:
         environment["PGPASSWORD"] = str(parsed.password)
-    target = parsed.set(drivername="postgresql", password=None).render_as_string()
+    target = parsed._replace(drivername="postgresql", password=None).render_as_string()  # `set` keeps a password
     command = [program, "--dbname", target, *options]
     line = shlex.join([*command, str(shown or file)])
     found = shutil.which(program)
@@ -237,5 +266,5 @@ def _run_postgresql(
         return
     reason = " ".join(done.stderr.split())[:500]
     if is_target:
-        raise Conflict(f"{program} refused, and nothing was changed: {reason}", code="restore_refused")
+        raise Conflict(f"{program} refused, and the database is empty now: {reason}", code="restore_refused")
     raise DatabaseUnavailable(f"{program} failed: {reason}; it has to be of the server's release: {line}")

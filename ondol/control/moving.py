@@ -63,6 +63,10 @@ def move_database(source: str, target: str, *, told: Callable[[TableCopied], Non
         tables = copying.copy_rows(source, target, finish=finish, told=told)
     except copying.RowsDiffer as exc:
         raise Conflict(f"nothing was moved: {exc}", code="copy_differs") from exc
+    except copying.SourceNotMarked as exc:
+        raise DatabaseUnavailable(
+            f"all was copied, but the source could not be marked as moved; empty the target and begin anew: {exc}"
+        ) from exc
     except DBAPIError as exc:
         reason = str(exc.orig).splitlines()[0][:300]
         raise DatabaseUnavailable(f"nothing was moved, both databases are as they were: {reason}") from exc

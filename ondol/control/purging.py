@@ -75,6 +75,7 @@ class Purger:
         num = 0
         while began_at >= self._rests_until and time.monotonic() - began_at < self._retention.round_s:
             what, step = self._steps[self._turn % len(self._steps)]
+            self._turn += 1  # first: one that fails does not stand in the way of the others
             done = self._database.write(lambda uow, step=step: step(uow) if self._lead(uow) else None)  # type: ignore[misc]  # bound at definition
             if done is None:
                 return num
@@ -88,7 +89,6 @@ class Purger:
 
     def _go_on(self, done: Step) -> None:
         """The same step again while it has more to do, but not before the others had their turn."""
-        self._turn += 1
         self._num_idle = 0 if done.may_be_more else self._num_idle + 1
         if self._num_idle >= len(self._steps):
             self._num_idle = 0

@@ -20,7 +20,7 @@ from ondol.control.purging import Purger, Retention
 from ondol.control.ringer import Ringer
 from ondol.metrics.roles import ReconcilerMetrics
 from ondol.sql.database import Database
-from ondol.sql.measures import RECONCILER
+from ondol.sql.leaders import RECONCILER
 from ondol.sql.unit_of_work import UnitOfWork
 
 log = structlog.get_logger(__name__)
@@ -94,9 +94,18 @@ class Reconciler:
             self._set_canary()
         if found is not None:  # else each message would be waited for in vain
             self._ringer.ring()
-        self._purger.purge()
+        self._purge()
         self._metrics.rounds.inc()
         return True
+
+    def _purge(self) -> None:
+        """An edge: what cannot be purged must not stand in the way of repairs."""
+        try:
+            self._purger.purge()
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            log.exception("purge.failed")
 
     @property
     def is_leader(self) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database
-from ondol.sql.measures import RECONCILER
+from ondol.sql.leaders import RECONCILER
 from ondol.sql.sessions import INFER
 from ondol.sql.tables import messages, repairs
 from ondol.sql.unit_of_work import UnitOfWork
@@ -24,6 +24,8 @@ class Troubles:
     """What is wrong now, and what was repaired in the last ten minutes: totals since ever, by kind."""
 
     leaderless_s: float = 0.0
+    has_led: bool = True
+    """Whether a reconciler has ever led, or nobody works here yet."""
     idle_workers: Sequence[str] = ()
     """Ready workers that take nothing, although work has waited for half a minute."""
     recent_repairs: Mapping[str, int] = field(default_factory=dict)
@@ -42,8 +44,10 @@ def find_troubles(url: str) -> Troubles:
 
 def _look(uow: UnitOfWork) -> Troubles:
     recent = sa.select(repairs.c.kind, repairs.c.total).where(repairs.c.updated_at > uow.now - RECENT_S)
+    leaderless_s = uow.leaders.leaderless_s(RECONCILER)
     return Troubles(
-        leaderless_s=uow.leaders.leaderless_s(RECONCILER) or 0.0,
+        leaderless_s=leaderless_s or 0.0,
+        has_led=leaderless_s is not None or not uow.sessions.open_sessions(),
         idle_workers=_idle_workers(uow),
         recent_repairs={row.kind: row.total for row in uow.conn.execute(recent.order_by(repairs.c.kind))},
     )

@@ -76,10 +76,12 @@ def count_backlog(uow: UnitOfWork, *, window_s: float, since: float | None) -> B
 
 def _ended(uow: UnitOfWork, since: float) -> dict[str, Amount]:
     tokens = sa.case((jobs.c.is_sharded, 0), else_=jobs.c.estimated_tokens)
+    # As an expression: SQLite would read the whole index of the column for its groups, with all jobs that ever ended.
+    project_id = sa.func.coalesce(jobs.c.project_id, sa.literal_column("''"))
     query = (
-        sa.select(jobs.c.project_id, sa.func.count().label("num"), sa.func.sum(tokens).label("tokens"))
+        sa.select(project_id.label("project_id"), sa.func.count().label("num"), sa.func.sum(tokens).label("tokens"))
         .where(jobs.c.finished_at > since, IS_WHOLE)
-        .group_by(jobs.c.project_id)
+        .group_by(project_id)
     )
     return {row.project_id: Amount(int(row.num), int(row.tokens or 0)) for row in uow.conn.execute(query)}
 

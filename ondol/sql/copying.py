@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ondol.sql import moved
 from ondol.sql.tables import metadata
@@ -24,10 +26,15 @@ _ROWS_AT_ONCE = 500
 _LARGE_ROWS_AT_ONCE = 16
 """Of tables whose rows may hold a megabyte."""
 _LOCK_WAIT_S = 30
+_DEADLOCK = "40P01"
 
 
 class RowsDiffer(Exception):
     """What was read back from the target's table is not what was read from the source."""
+
+
+class SourceNotMarked(Exception):
+    """The target has everything, and the source does not know that it was moved: it would go on taking writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +55,8 @@ def copy_rows(
 ) -> list[TableCopied]:
     """Copy every table, parents first, read it back and compare; `finish` may still write to the target then.
 
-    The target is committed first, then the source's mark that it was moved. Whatever is raised before that leaves both
-    as they were.
+    The target is committed first, then the source's mark that it was moved; SourceNotMarked if that one fails. Whatever
+    else is raised leaves both as they were.
     """
     with _write_locked(source) as reader, _writing(target) as writer:
         copied = []
@@ -64,7 +71,10 @@ def copy_rows(
         finish(writer)
         moved.mark_moved(reader)
         writer.commit()
-        reader.commit()
+        try:
+            reader.commit()
+        except DBAPIError as exc:
+            raise SourceNotMarked(str(exc.orig).splitlines()[0][:300]) from exc
     return copied
 
 
@@ -135,11 +145,24 @@ def _write_locked(url: str) -> Iterator[Connection]:
         with engine.connect() as conn:
             if engine.dialect.name != "sqlite":
                 names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables)
-                conn.exec_driver_sql(f"SET lock_timeout = {_LOCK_WAIT_S * 1000}")
-                conn.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
+                _lock(conn, names)
             yield conn
     finally:
         engine.dispose()
+
+
+def _lock(conn: Connection, names: str) -> None:
+    """All tables at once; a writer that holds one of them already may end in a deadlock with us: then once more."""
+    until = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            conn.exec_driver_sql(f"SET lock_timeout = {_LOCK_WAIT_S * 1000}")
+            conn.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
+            return
+        except OperationalError as exc:
+            if getattr(exc.orig, "sqlstate", None) != _DEADLOCK or time.monotonic() > until:
+                raise
+            conn.rollback()
 
 
 @contextmanager

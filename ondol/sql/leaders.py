@@ -12,10 +12,12 @@ from ondol.sql.tables import leaders, repairs
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
 
+RECONCILER = "reconciler"
+"""The name under which reconcilers lead."""
 LAPSED = "leader_lapsed"
 _PLAUSIBLE_LEASES = 10.0
 """A lease that runs so many times longer than one can was given by a clock that has been set back since."""
-_RESIGNED = ""
+RESIGNED = ""
 
 
 class LeaderRepository:
@@ -43,7 +45,7 @@ class LeaderRepository:
             )
         )
         if self._conn.execute(statement).rowcount == 1:
-            self.count_repairs(LAPSED, int(before not in (holder, _RESIGNED)))
+            self.count_repairs(LAPSED, int(name == RECONCILER and before not in (holder, RESIGNED)))
             return True
         insert = sqlite.insert if self._uow.is_sqlite else postgresql.insert
         first = insert(leaders).values(name=name, holder=holder, term=1, expires_at=now + lease_s)
@@ -54,7 +56,7 @@ class LeaderRepository:
         self._conn.execute(
             sa.update(leaders)
             .where(leaders.c.name == name, leaders.c.holder == holder)
-            .values(expires_at=self._uow.now, holder=_RESIGNED)
+            .values(expires_at=self._uow.now, holder=RESIGNED)
         )
 
     def leaderless_s(self, name: str) -> float | None:

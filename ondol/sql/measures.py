@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
 from ondol.sql.jobs import num_jobs
+from ondol.sql.leaders import RECONCILER
 from ondol.sql.notices import Channel
 from ondol.sql.sessions import INFER, TRAIN
 from ondol.sql.tables import IS_RUNG, IS_UNFINISHED_TRAINING, IS_WAITING, jobs, notices, sessions
@@ -33,8 +34,6 @@ REPAIR_KINDS = (
     "trainer_stalled",
 )
 TRAINING_QUEUE = JobKind.FINE_TUNE.value
-RECONCILER = "reconciler"
-"""The name under which reconcilers lead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,14 +163,20 @@ class NoticeRepository:
         self._conn.execute(statement, rows)
 
     def send_again(self, notice_id: str, job_id: str) -> NoticeRecord:
-        """Make a notice due now, also one that was accepted or given up; NotFound if the job has no such notice."""
+        """Make a notice due now, also one that was accepted or given up; NotFound if the job has no such notice.
+
+        One whose event was purged cannot be told any more, and is not found either.
+        """
+        # The job's row first, as whoever purges its events does: one of the two sees the other.
+        self._conn.execute(sa.select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+        has_event = sa.exists().where(events.c.job_id == notices.c.job_id, events.c.seq == notices.c.seq)
         statement = (
             sa.update(notices)
-            .where(notices.c.id == notice_id, notices.c.job_id == job_id)
+            .where(notices.c.id == notice_id, notices.c.job_id == job_id, has_event)
             .values(status=NoticeStatus.WAITING, next_try_at=self._uow.now, created_at=self._uow.now)
         )
         if self._conn.execute(statement).rowcount == 0:
-            raise NotFound(f"job {job_id} has no notice {notice_id[:80]!r}", param="id")
+            raise NotFound(f"job {job_id} has no notice {notice_id[:80]!r}, or its event was deleted", param="id")
         return next(notice for notice in self.of(job_id) if notice.id == notice_id)
 
     def of(self, job_id: str) -> list[NoticeRecord]:

@@ -8,6 +8,7 @@ that a job of many shards leaves room for others; within a line the order is tha
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,13 +42,17 @@ class WaitingJob(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MessageOut:
-    """A message that is rung and not finished; `versions`: model references of its jobs, `project`: the first one's."""
+    """A message that is rung and not finished; `versions`: model references of its jobs, `project`: the first one's.
+
+    `is_claimed`: its worker has taken it up; one that never does so must not keep the jobs from others.
+    """
 
     worker: str
     versions: tuple[str, ...]
     line: str | None
     rung_at: float
     project: str | None = None
+    is_claimed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,8 @@ class Placement:
     _tokens: Counter[str] = field(default_factory=Counter)
     _num_jobs: Counter[str] = field(default_factory=Counter)
     _oldest: dict[str, float] = field(default_factory=dict)
+    _silent: set[str] = field(default_factory=set)
+    _is_late: bool = False
     _least_memory: float = math.inf
     _most_memory: float = math.inf
 
@@ -151,10 +158,14 @@ class Placement:
             if len(placed) == before:
                 return placed
 
-    def _busyness(self, worker: ReadyWorker) -> tuple[int, int]:
-        """Who has most room comes first; then who holds the fewest versions, and so has memory for another."""
+    def _busyness(self, worker: ReadyWorker) -> tuple[int, int, int]:
+        """Who has most room comes first; then who holds the fewest versions, and so has memory for another.
+
+        Between equals chance decides for a job that is late: it may have come back from one that claims nothing.
+        """
         held = worker.warm.union(self.held.get(worker.name, ()))
-        return -self._room.get(worker.name, 0), len(held)
+        toss = zlib.crc32(f"{self.now} {worker.name}".encode()) if self._is_late else 0
+        return -self._room.get(worker.name, 0), len(held), toss
 
     def _begin(self, waiting: Sequence[WaitingJob], room: Mapping[str, int]) -> None:
         self._room = dict(room)
@@ -167,6 +178,8 @@ class Placement:
                 self._warm_at.setdefault(ref, set()).add(worker.name)
             for ref in loading:
                 self._loading_at.setdefault(ref, set()).add(worker.name)
+        self._is_late = bool(waiting) and self._is_old(waiting[0])
+        self._silent = {m.worker for m in self.out} - {m.worker for m in self.out if m.is_claimed}
         for message in self.out:
             self._num_out[message.line or message.project] += 1
             self._rung_at[message.worker] = max(message.rung_at, self._rung_at.get(message.worker, 0.0))
@@ -202,12 +215,15 @@ class Placement:
 
     def _is_overdue(self, head: WaitingJob) -> bool:
         """Whether the head has waited too long for full windows that do not move, or for a worker to load it."""
-        if head.model_ref is None or self.now - head.run_after < PASS_OVER_S:
+        if head.model_ref is None or not self._is_old(head):
             return False
         names = self._holders(head)
         if any(self._room.get(name, 0) > 0 for name in names):
             return False
         return all(self.now - self._rung_at.get(name, 0.0) >= PASS_OVER_S for name in names)
+
+    def _is_old(self, job: WaitingJob) -> bool:
+        return self.now - job.run_after >= PASS_OVER_S
 
     def _may_load(self, job: WaitingJob) -> bool:
         """Whether a worker that does not hold the version may be given it: one first, more while that one is full.
@@ -236,8 +252,13 @@ class Placement:
         return self._most_memory < size_bytes and worker.memory_bytes == self._most_memory
 
     def _holders(self, job: WaitingJob) -> set[str]:
-        """Names of the workers that hold the job's version, or may still load it, and may be given the job."""
+        """Names of the workers that hold the job's version, or may still load it, and may be given the job.
+
+        For an old job not of those that have messages out and have claimed none: it may have been theirs already.
+        """
         names = self._warm_at.get(job.model_ref or "", set())
+        if self._silent and self._is_old(job):
+            names = names - self._silent
         if self.sizes.get(job.version_id or "", 0) <= self._least_memory:
             return names
         return {worker.name for worker in self.workers if worker.name in names and self._fits(job, worker)}

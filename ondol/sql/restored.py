@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from ondol.sql.leaders import RESIGNED
 from ondol.sql.tables import jobs, leaders, messages, sessions
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -21,5 +22,7 @@ def hand_everything_back(uow: UnitOfWork, *, reason: str) -> int:
     num += len(uow.attempts.take_back_forgotten())
     uow.conn.execute(sa.update(jobs).where(jobs.c.message_id.is_not(None)).values(message_id=None))
     uow.conn.execute(sa.delete(messages))
-    uow.conn.execute(sa.update(leaders).where(leaders.c.name == "reconciler").values(expires_at=0.0))
+    uow.conn.execute(
+        sa.update(leaders).where(leaders.c.name == "reconciler").values(expires_at=uow.now, holder=RESIGNED)
+    )
     return num

@@ -21,7 +21,7 @@ from ondol.sql.id_lists import id_list, is_listed
 from ondol.sql.placement import MessageOut, MessageSize, Placed, Placement, ReadyWorker
 from ondol.sql.records import RungMessage
 from ondol.sql.sessions import INFER, TRAIN
-from ondol.sql.tables import IS_RUNG, IS_WAITING, jobs, messages, sessions, versions
+from ondol.sql.tables import IS_RUNG, IS_UNFINISHED_TRAINING, IS_WAITING, jobs, messages, sessions, versions
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -61,6 +61,7 @@ _OUT = sa.select(
     messages.c.parent_id,
     messages.c.rung_at,
     messages.c.project_id,
+    messages.c.claimed_at.is_not(None).label("is_claimed"),
 ).where(is_listed(messages.c.worker, "b_workers"))
 _LOCK = sa.select(jobs.c.id).where(is_listed(jobs.c.id, "b_ids"), IS_WAITING).with_for_update(skip_locked=True)
 _RING = sa.insert(messages)
@@ -133,9 +134,12 @@ class RingRepository:
         query = sa.select(sa.func.count()).select_from(messages).where(_unclaimed(rung_before, worker))
         return int(self._conn.execute(query).scalar_one())
 
-    def oldest_waiting_s(self) -> float:
+    def oldest_waiting_s(self, role: str = INFER) -> float:
         """How long the oldest job that may run, and that no message names, has waited since it might; 0 for none."""
-        query = sa.select(sa.func.min(jobs.c.run_after)).where(IS_WAITING, jobs.c.run_after <= self._uow.now)
+        is_waiting = IS_WAITING
+        if role == TRAIN:
+            is_waiting = sa.and_(IS_UNFINISHED_TRAINING, jobs.c.message_id.is_(None), jobs.c.session_id.is_(None))
+        query = sa.select(sa.func.min(jobs.c.run_after)).where(is_waiting, jobs.c.run_after <= self._uow.now)
         since = self._conn.execute(query).scalar_one()
         return 0.0 if since is None else max(0.0, self._uow.now - since)
 
@@ -181,7 +185,14 @@ class RingRepository:
         names = id_list(self._conn, [worker.name for worker in workers])
         return [
             (
-                MessageOut(row.worker, tuple(row.versions or ()), row.parent_id, row.rung_at, row.project_id),
+                MessageOut(
+                    row.worker,
+                    tuple(row.versions or ()),
+                    row.parent_id,
+                    row.rung_at,
+                    row.project_id,
+                    bool(row.is_claimed),
+                ),
                 row.priority,
             )
             for row in self._conn.execute(_OUT, {"b_workers": names})

@@ -338,7 +338,10 @@ def failures_have_a_reason(evidence: Evidence) -> Iterator[str]:
 
 def deadlines_are_not_early(evidence: Evidence) -> Iterator[str]:
     for job in evidence.snapshot.jobs.values():
-        if job.state != JobState.FAILED or job.error_code != "deadline_exceeded" or job.deadline_at is None:
+        if job.state != JobState.FAILED or job.error_code != "deadline_exceeded":
+            continue
+        if job.deadline_at is None:
+            yield f"{job.id} has no deadline, and failed by one"
             continue
         ended = [event.at for event in evidence.snapshot.events.get(job.id, []) if event.type == "state"]
         if ended and ended[-1] < job.deadline_at - SERIAL_SLACK_S:

@@ -24,6 +24,8 @@ REST_LIMIT_S = 20.0
 _CLIENT_LIMIT_S = 60.0
 _NUM_READ_AT_END = 150
 
+_ABOUT_LOST_JOBS = frozenset({"accepted jobs are known", "every job ends"})
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -163,7 +165,7 @@ def _report(
         "restarts": num_by(history.of(Kind.NOTE, "restarted"), "process"),
         "repairs": dict(sorted(found.repairs.items())),
         "answers": {**answers, "unknown": unknown},
-        "lost": sum(violation.invariant == "accepted jobs are known" for violation in violations),
+        "lost": sum(violation.invariant in _ABOUT_LOST_JOBS for violation in violations),
         "violations": [str(violation) for violation in violations],
         "took": took,
     }

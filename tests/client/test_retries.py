@@ -153,6 +153,17 @@ def test_no_server_at_all_is_its_own_error_after_the_last_try() -> None:
     assert len(server.requests) == policy_tries
 
 
+def test_a_server_that_keeps_silent_is_not_believed_to_restart() -> None:
+    pages = [httpx.Response(200, json={"object": "list", "data": []})]
+    server = ScriptedServer([*pages, *[httpx.ReadTimeout("silence")] * 3])
+    client = client_of(server)
+    client.policy = RetryPolicy(max_retries=2, base_s=0.001)
+    client.models.list()
+    with pytest.raises(ConnectionFailed):
+        client.models.list()
+    assert len(server.requests) == 1 + 3
+
+
 def test_back_off_doubles_up_to_its_limit() -> None:
     policy = RetryPolicy(max_retries=10, base_s=1.0, max_backoff_s=4.0)
     delays = [policy.delay_after_failure(tries) for tries in range(1, 6)]

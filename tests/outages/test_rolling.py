@@ -22,6 +22,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.timeout(240)]
 
 LIMIT_S = 90
+OLD_FIRST, OLD_LAST = 0, 7
 RATES = {"job": 4.0, "batch": 1.0, "call": 5.0}
 FAST = {"ONDOL_RUNG_UNCLAIMED_S": "1", "ONDOL_TICK_S": "0.3"}
 NEXT_RELEASE = """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 from api.database import AsyncDatabase
+from api.errors import error_response
+from api.idempotency import Answer, KeyedRequest, Make, answer_once
+from api.services import Services
 from ondol.contract.errors import DatabaseUnavailable, StoreUnavailable
 from ondol.control.administration import upgrade_database
 from ondol.settings import ApiSettings, ReconcilerSettings, WorkerSettings
@@ -51,6 +55,30 @@ def test_a_write_that_was_given_up_is_never_done(database: Database, tmp_path: P
     asyncio.run(write("waited-for", None))
     assert "given-up" not in database.read(names_of_projects)
     assert "waited-for" in database.read(names_of_projects)
+
+
+def test_a_write_that_had_begun_may_be_done_and_is_not_to_be_repeated_without_a_key(database: Database) -> None:
+    may_go_on = threading.Event()
+
+    def slow(uow: UnitOfWork) -> str:
+        assert may_go_on.wait(30)
+        return uow.keys.ensure_project("slow")
+
+    async def ask(keyed: KeyedRequest | None) -> DatabaseUnavailable:
+        limited = AsyncDatabase(database, limit_s=LIMIT_S)
+        services = cast(Services, SimpleNamespace(database=limited))
+
+        async def prepare(held: ExitStack) -> Make:
+            return lambda uow: Answer(202, slow(uow).encode())
+
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await answer_once(services, keyed, prepare)
+        return caught.value
+
+    unkeyed = asyncio.run(ask(None))
+    assert unkeyed.may_be_done and error_response(unkeyed).headers["x-should-retry"] == "false"
+    may_go_on.set()
+    wait_until(lambda: "slow" in database.read(names_of_projects), within_s=5, what="what was given up to be done")
 
 
 def test_a_read_is_waited_for_no_longer_than_a_write(database: Database) -> None:

@@ -18,8 +18,7 @@ from ondol.control.heartbeat import Heartbeat
 from ondol.control.troubles import Troubles, find_troubles
 from ondol.control.up_watch import LoopWatch
 from ondol.sql.database import Database
-from ondol.sql.leaders import LAPSED
-from ondol.sql.measures import RECONCILER
+from ondol.sql.leaders import LAPSED, RECONCILER
 from ondol.sql.tables import leaders, messages
 from tests.cluster import Cluster, running_cluster
 from tests.job_fixtures import LIMITS, open_database, open_session, submit
@@ -95,6 +94,7 @@ def test_what_the_doctor_sees(database: Database) -> None:
     [
         (Troubles(leaderless_s=29), Verdict.OK, "none"),
         (Troubles(leaderless_s=31), Verdict.BAD, "no reconciler has led for 31 s"),
+        (Troubles(has_led=False), Verdict.BAD, "no reconciler has ever led"),
         (Troubles(idle_workers=("cpu0@a",)), Verdict.BAD, "cpu0@a takes none"),
         (Troubles(recent_repairs={"trainer_stalled": 3}), Verdict.NOTE, "trainer_stalled (3 ever)"),
     ],

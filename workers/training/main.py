@@ -185,6 +185,8 @@ class TrainerProcess:
             is_idle=lambda: self._claims.is_empty,
             end=lambda: end_for_a_new_start(self._settings.train_grace_s),
             unheard_s=self._settings.unheard_s,
+            role=TRAIN,
+            has_room=lambda: self._claims.num_messages < len(LANES),
         )
 
     def _make_session(self) -> SessionKeeper:
