@@ -62,7 +62,7 @@ class RequestEdge:
                     await error_response(error)(scope, receive, send_with_id)
         finally:
             self._metrics.request_ended(
-                route=getattr(scope.get("route"), "path", None),
+                route=getattr(scope.get("route"), "path_format", None),
                 method=scope["method"],
                 status=status,
                 took_s=time.monotonic() - begun_at,

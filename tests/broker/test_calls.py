@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,14 +202,25 @@ def test_a_request_that_is_no_request_stops_nobody(empty_redis: RedisServer) -> 
     taker.close()
 
 
-def test_a_text_that_cannot_be_sent_leaves_nothing_behind(empty_redis: RedisServer) -> None:
+def test_a_call_that_cannot_be_sent_leaves_nothing_behind(empty_redis: RedisServer) -> None:
     async def call() -> int:
         async with _sender(empty_redis) as sender:
-            with pytest.raises(UnicodeEncodeError):
-                await sender.call(WORKER, _request("\ud800"))
+            with pytest.raises(TypeError, match="JSON"):
+                await sender.call(WORKER, replace(_request(), options={"no": object()}))
             return sender.in_flight(WORKER)
 
     assert asyncio.run(call()) == 0
+    with empty_redis.client() as client:
+        assert not client.exists(request_key(WORKER, Priority.INTERACTIVE))
+
+
+def test_half_a_character_reaches_the_worker_as_it_is(empty_redis: RedisServer) -> None:
+    asked = _request("\ud800")
+    with empty_redis.client() as client:
+        client.rpush(request_key(WORKER, Priority.INTERACTIVE), pack_frame(asked.to_header(API)))
+    taker = CallTaker(empty_redis.url, WORKER)
+    assert [request.inputs for _, request in taker.take(10)] == [["\ud800"]]
+    taker.close()
 
 
 def test_interactive_calls_are_taken_first(empty_redis: RedisServer) -> None:

@@ -32,13 +32,15 @@ def stand(tmp_path_factory: pytest.TempPathFactory, stand_redis: RedisServer, ti
 @pytest.fixture(scope="package")
 def keyed_stand(
     tmp_path_factory: pytest.TempPathFactory,
-    stand_redis: RedisServer,
     postgres_server: PostgresServer,
     tiny_version: Path,
 ) -> Iterator[Stand]:
-    """The same over PostgreSQL, which asks for keys."""
+    """The same over PostgreSQL, which asks for keys. Its worker has the other's name, so its Redis is its own."""
     folder = tmp_path_factory.mktemp("hostile-keyed")
     url = postgres_server.create_database()
-    with running_stand(folder, tiny_version, database_url=url, redis_url=stand_redis.url, ONDOL_AUTH="keys") as started:
+    redis = RedisServer(tmp_path_factory.mktemp("hostile-keyed-redis"))
+    redis.start()
+    with running_stand(folder, tiny_version, database_url=url, redis_url=redis.url, ONDOL_AUTH="keys") as started:
         yield started
+    redis.stop()
     postgres_server.drop_database(url)

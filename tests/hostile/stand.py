@@ -40,6 +40,12 @@ class Stand:
         assert answer.status_code == 200, answer.text
         assert self.pids() == before
 
+    def restore_model(self, version: Path) -> None:
+        """Publish `tiny` anew and let its name mean that, whatever somebody has done to it before."""
+        number = self.cluster.publish(version, MODEL).number
+        moved = self.http.put(f"/v1/models/{MODEL}/aliases/default", json={"version": number, "reason": "restored"})
+        assert moved.is_success, moved.text
+
     def embed_job(self, text: str, *, model: str = MODEL) -> dict[str, Any]:
         """An embedding job of one text, ended."""
         submitted = self.http.post("/v1/jobs", json={"kind": "embedding", "model": model, "input": text})

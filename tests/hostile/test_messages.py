@@ -179,7 +179,7 @@ def test_a_worker_outlives_hostile_calls(stand: Stand, stand_redis: RedisServer)
         "model_ref": [7, None, "nobody:9"],
         "kind": ["import", "fine-tune", "no-kind", 7, None],
         "options": [None, 7, [], "x", {"no": "option"}, {"max_length": -1}, {"dtype": 7}],
-        "inputs": [None, 7, "a text", [], [7], [None], [[-1]], [[10**12]], [["x"]], [{"text": 7}], [{}]],
+        "inputs": [None, 7, "a text", [], [7], [None], [[-1]], [[10**12]], [["x"]], [{"text": 7}], [{}], ["\ud800"]],
         "deadline_at": [None, "soon", 10**400, float("nan"), -1],
         "priority": ["none", 7, None],
     }

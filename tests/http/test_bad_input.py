@@ -166,7 +166,8 @@ def test_what_does_not_exist_is_404_in_the_same_shape(member: Member, path: str)
 def test_a_method_that_is_not_answered_is_405_in_the_same_shape(member: Member) -> None:
     answer = member.http.put("/v1/jobs", json={})
     assert_refused(answer, 405, None)
-    assert answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, POST"
+    assert member.http.get("/v1/jobs/batch").headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "a\tb"], ids=["empty", "long", "control"])

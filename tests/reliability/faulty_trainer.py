@@ -47,7 +47,8 @@ class FaultyPublisher(Publisher):
         for name, number in (("die-before-record", signal.SIGKILL), ("freeze-before-record", signal.SIGSTOP)):
             if (self.control / name).exists():
                 (self.control / name).unlink()
-                os.kill(os.getpid(), number)
+                # Behind a commit: frozen inside a transaction of another thread, it would hold SQLite's lock.
+                self._database.write(lambda uow, number=number: uow.after_commit(lambda: os.kill(os.getpid(), number)))
         return super().record(*args, **kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -57,10 +58,31 @@ class House(Cluster):
         self._start(name, ["-m", module, *arguments], settings)
 
     def freeze(self, name: str) -> None:
-        """SIGSTOP a process; returns when the kernel says that it is stopped."""
+        """SIGSTOP a process; returns when it is stopped, and not inside a transaction that keeps others from SQLite."""
         process = psutil.Process(self.processes[name].pid)
-        process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, within_s=LIMIT_S, what=f"{name} to stand still")
+
+        def stands_still() -> bool:
+            process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: process.status() == psutil.STATUS_STOPPED, within_s=LIMIT_S, what=f"{name} to stop")
+            if self._can_be_written():
+                return True
+            self.thaw(name)
+            return False
+
+        wait_until(stands_still, within_s=LIMIT_S, what=f"{name} to stand still outside of a transaction")
+
+    def _can_be_written(self) -> bool:
+        """Whether SQLite's lock is to be had within a second; PostgreSQL ends the transactions of the frozen itself."""
+        if not self.database.is_sqlite:
+            return True
+        path = str(sa.make_url(self.database_url).database)
+        with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            connection.execute("ROLLBACK")
+            return True
 
     def thaw(self, name: str) -> None:
         """SIGCONT a process, if it still runs."""

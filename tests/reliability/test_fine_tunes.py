@@ -230,13 +230,15 @@ def test_45_a_data_file_that_is_not_what_was_submitted_fails_the_job_for_good(
     file_id = training.client.upload(ROWS)
     blob = training.store / "files" / file_id
     training.house.freeze("trainer0")
-    job_id = training.client.fine_tune(file_id, "changed")
-    if is_deleted:
-        blob.unlink()
-    else:
-        blob.chmod(0o600)
-        blob.write_bytes(blob.read_bytes().replace(b"warm", b"cold", 1))
-    training.house.thaw("trainer0")
+    try:
+        job_id = training.client.fine_tune(file_id, "changed")
+        if is_deleted:
+            blob.unlink()
+        else:
+            blob.chmod(0o600)
+            blob.write_bytes(blob.read_bytes().replace(b"warm", b"cold", 1))
+    finally:
+        training.house.thaw("trainer0")
     job = training.client.wait(job_id, "failed")
     assert job["error"]["code"] == "input_changed"
     assert job["error"]["param"] == "options.train_file"
@@ -288,10 +290,10 @@ def test_6_a_node_that_wakes_inside_its_publish_after_its_lease_publishes_nothin
     training.tell("freeze-before-record")
     job_id = training.begin("zombie", until=None, alias="production")
     zombie = psutil.Process(house.processes["trainer0"].pid)
-    wait_until(lambda: zombie.status() == psutil.STATUS_STOPPED, within_s=LIMIT_S, what="the node to freeze")
-    [orphan] = training.manifests() - before
-    training.start_node(1)
     try:
+        wait_until(lambda: zombie.status() == psutil.STATUS_STOPPED, within_s=LIMIT_S, what="the node to freeze")
+        [orphan] = training.manifests() - before
+        training.start_node(1)
         training.client.wait(job_id, "succeeded")
         published, events = training.versions_of("zombie"), training.client.events(job_id)
         made = house.attempts_of(job_id)
@@ -311,7 +313,8 @@ def test_6_a_node_that_wakes_inside_its_publish_after_its_lease_publishes_nothin
         assert orphan != published[0][1]
     finally:
         house.thaw("trainer0")
-        house.terminate("trainer1")
+        if "trainer1" in house.processes:
+            house.terminate("trainer1")
 
 
 def _last_error(training: Training, job_id: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
+from redis.exceptions import RedisError
 
 from ondol.sql.records import NewJob
 from ondol.sql.tables import jobs
@@ -103,7 +104,8 @@ def test_what_redis_loses_is_rung_again_and_what_runs_is_left_alone(
     house.all_ended(queued)
     assert house.outcomes([running, *queued]) == Counter({(1, "succeeded"): NUM_QUEUED + 1})
     assert house.num_results([running, *queued]) == NUM_QUEUED + 1
-    assert set(house.repairs() - before) <= {"redis_data_lost", "message_lost"}
+    others = {"leader_lapsed"}  # of a reconciler that an earlier test killed
+    assert set(house.repairs() - before) - others <= {"redis_data_lost", "message_lost"}
     assert worker.poll() is None, "the worker goes on without a restart"
 
 
@@ -190,7 +192,7 @@ def _is_answering(redis: RedisServer) -> bool:
     with redis.client() as client:
         try:
             return bool(client.ping())
-        except OSError:
+        except (OSError, RedisError):
             return False
 
 
