@@ -13,10 +13,12 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from models_store.checkpoints import MANIFEST_FILE, CheckpointStore
+from ondol.sql.unit_of_work import UnitOfWork
 from workers.training import child_process
 from workers.training import main as node
 from workers.training.publishing import Publisher
@@ -48,7 +50,7 @@ class FaultyPublisher(Publisher):
             if (self.control / name).exists():
                 (self.control / name).unlink()
                 # Behind a commit: frozen inside a transaction of another thread, it would hold SQLite's lock.
-                self._database.write(lambda uow, number=number: uow.after_commit(lambda: os.kill(os.getpid(), number)))
+                self._database.write(partial(UnitOfWork.after_commit, hook=partial(os.kill, os.getpid(), number)))
         return super().record(*args, **kwargs)
 
 
