@@ -217,7 +217,7 @@ class Placement:
         """Whether the head has waited too long for full windows that do not move, or for a worker to load it."""
         if head.model_ref is None or not self._is_old(head):
             return False
-        names = self._holders(head)
+        names = self._holders(head, with_silent=True)
         if any(self._room.get(name, 0) > 0 for name in names):
             return False
         return all(self.now - self._rung_at.get(name, 0.0) >= PASS_OVER_S for name in names)
@@ -251,13 +251,13 @@ class Placement:
             return True
         return self._most_memory < size_bytes and worker.memory_bytes == self._most_memory
 
-    def _holders(self, job: WaitingJob) -> set[str]:
+    def _holders(self, job: WaitingJob, *, with_silent: bool = False) -> set[str]:
         """Names of the workers that hold the job's version, or may still load it, and may be given the job.
 
-        For an old job not of those that have messages out and have claimed none: it may have been theirs already.
+        For an old job without those that have messages out and have claimed none: it may have been theirs already.
         """
         names = self._warm_at.get(job.model_ref or "", set())
-        if self._silent and self._is_old(job):
+        if self._silent and not with_silent and self._is_old(job):
             names = names - self._silent
         if self.sizes.get(job.version_id or "", 0) <= self._least_memory:
             return names

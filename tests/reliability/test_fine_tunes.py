@@ -7,7 +7,9 @@ publishes are the product's; the training child counts steps without a model, at
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,12 @@ pytestmark = [pytest.mark.chaos, pytest.mark.integration]
 
 NUM_STEPS = 12
 ROWS = rows_of_weather(60)
+
+
+def _hears_sigterm(pid: int) -> bool:
+    """Whether Celery has taken over SIGTERM; before that it ends the process at once, as it ends any."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 class Training:
@@ -56,6 +64,7 @@ class Training:
         wait_until(
             lambda: self.house.session_of(f"train-cpu{number}@"), within_s=LIMIT_S, what=f"{name} to have a session"
         )
+        wait_until(lambda: _hears_sigterm(self.house.processes[name].pid), within_s=LIMIT_S, what=f"{name} to listen")
 
     def tell(self, name: str, value: object = "") -> None:
         """Write a control file, whole at once."""
