@@ -87,7 +87,7 @@ def call_times(client: Ondol, texts: Sequence[str], num: int) -> list[float]:
         begun = time.perf_counter()
         client.embed(texts[i % len(texts)], model=MODEL)
         times.append(time.perf_counter() - begun)
-        time.sleep(PAUSE_S)
+        time.sleep(PAUSE_S)  # the calls are spaced so: part of the load, not a wait
     return times
 
 

@@ -126,7 +126,7 @@ def roll(cluster: Cluster) -> Rolled:
             for name in PARTS:
                 time.sleep(BETWEEN_S)  # what is measured is a restart under a load that has settled
                 restarts[name] = restart(cluster, name)
-            time.sleep(BETWEEN_S)
+            time.sleep(BETWEEN_S)  # the load goes on behind the last restart, too
         ids = load.accepted()
         database = cluster.database
         wait_until(

@@ -19,7 +19,7 @@ from ondol.contract.errors import DatabaseUnavailable
 from ondol.contract.states import TERMINAL, JobState
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob, Completion, Failure
-from ondol.sql.tables import jobs, messages
+from ondol.sql.tables import jobs, messages, sessions
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.chaos.history import History
 from tests.chaos.oracle import DIMS
@@ -54,7 +54,7 @@ class Zombie(threading.Thread):
         database = Database(self._url)
         try:
             session_id, claimed, unclaimed = self._claim(database)
-            overtaken = self._wait_until_overtaken(database, claimed)
+            overtaken = self._wait_until_overtaken(database, session_id, claimed)
             self._write(database, session_id, overtaken, unclaimed)
             pairs = [(job.id, job.attempt) for job in overtaken]
             accepted, num = self.refused.accepted, self.refused.num
@@ -90,11 +90,12 @@ class Zombie(threading.Thread):
     def _rung(self) -> sa.Select[tuple[str]]:
         return sa.select(messages.c.id).where(messages.c.worker == self._worker, messages.c.claimed_at.is_(None))
 
-    def _wait_until_overtaken(self, database: Database, claimed: list[ClaimedJob]) -> list[ClaimedJob]:
+    def _wait_until_overtaken(self, database: Database, session_id: str, claimed: list[ClaimedJob]) -> list[ClaimedJob]:
         """The jobs that have another attempt or have ended; waits for all of them, and until the lease is over."""
         over: set[str] = set()
         until = time.monotonic() + OVERTAKEN_LIMIT_S
-        time.sleep(self._lease_s + 1)
+        while not database.read(lambda uow: _is_over(uow, session_id)) and time.monotonic() < until:
+            time.sleep(_POLL_S)
         while len(over) < len(claimed) and time.monotonic() < until:
             over = database.read(lambda uow: _overtaken(uow, claimed))
             time.sleep(_POLL_S)
@@ -136,6 +137,12 @@ class Zombie(threading.Thread):
             self.refused.accepted += [f"{what} {one}" for one in done]
         else:
             self.refused.num += 1
+
+
+def _is_over(uow: UnitOfWork, session_id: str) -> bool:
+    """Whether the session's lease has run out, by the database's clock."""
+    expires_at = uow.conn.execute(sa.select(sessions.c.expires_at).where(sessions.c.id == session_id)).scalar_one()
+    return bool(expires_at <= uow.now)
 
 
 def _overtaken(uow: UnitOfWork, claimed: list[ClaimedJob]) -> set[str]:
