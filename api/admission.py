@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from api.database import AsyncDatabase
 from api.drain_rate import ALL, WINDOW_S, DrainRate, Rate, by_scope
+from ondol.contract.cutting import MAX_JOB_SIZE
 from ondol.contract.errors import DatabaseUnavailable, OndolError, Overloaded, PayloadTooLarge
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import Priority
@@ -33,7 +35,10 @@ TIGHT_SHARE = 0.1
 take as much meanwhile, and by that the limits may be passed."""
 UNKNOWN_RETRY_AFTER_S = 60.0
 """When to come back while nothing drains."""
-MAX_RETRY_AFTER_S = 3600.0
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 0.25, 3600.0
+"""`Retry-After` itself has whole seconds and is never less than one; `retry-after-ms` is told as it is."""
+_SPREAD_S, _SPREAD_SHARE = 0.25, 0.1
+"""Who was refused with others does not come back with them: up to so much later, which also is on the safe side."""
 UNANSWERED_S = 60.0
 """How long room is held for a write of which nobody knows whether it will be committed."""
 _SHARE_OF_A_THREAD = 0.05
@@ -50,6 +55,9 @@ class Limits:
     tokens: int
     project_jobs: int | None = None
     project_tokens: int | None = None
+    trainings: int = 1_000
+    """Fine-tunes that have not begun; they are in no queue of the others."""
+    project_trainings: int | None = None
 
     def of_project(self, rules: ProjectRules) -> tuple[int, int]:
         """Jobs and tokens that a project may have waiting."""
@@ -66,6 +74,8 @@ def queue_limits(settings: AdmissionSettings) -> Limits:
         settings.max_queued_tokens,
         settings.project_max_queued_jobs,
         settings.project_max_queued_tokens,
+        settings.max_queued_fine_tunes,
+        settings.project_max_queued_fine_tunes,
     )
 
 
@@ -94,12 +104,13 @@ class _Count:
 class Reservation:
     """Room that jobs hold until a count has seen them. Left as a context, it is given back unless they are recorded."""
 
-    __slots__ = ("_admission", "amount", "ends_at", "project_id", "recorded_at")
+    __slots__ = ("_admission", "amount", "ends_at", "num_trainings", "project_id", "recorded_at")
 
-    def __init__(self, admission: Admission, project_id: str, amount: Amount) -> None:
+    def __init__(self, admission: Admission, project_id: str, amount: Amount, num_trainings: int) -> None:
         self._admission = admission
         self.project_id = project_id
         self.amount = amount
+        self.num_trainings = num_trainings
         self.recorded_at: float | None = None
         self.ends_at: float | None = None
 
@@ -135,8 +146,8 @@ class Admission:
         self._held_by: dict[str, Amount] = {}
         self._recorded: dict[str, Amount] = {}
 
-    async def admit(self, project_id: str, num_jobs: int, num_tokens: int) -> Reservation:
-        """Room for so much more, held by what is returned.
+    async def admit(self, project_id: str, num_jobs: int, num_tokens: int, *, num_trainings: int = 0) -> Reservation:
+        """Room for so much more, held by what is returned; `num_trainings` of the jobs are fine-tunes.
 
         PayloadTooLarge if it is more than may ever wait, Overloaded, with the time that the excess takes to drain, if
         it is too much now.
@@ -144,10 +155,12 @@ class Admission:
         new = Amount(num_jobs, num_tokens)
         count = await self._counted()
         self._check_size(count.backlog, project_id, new)
-        if self._is_tight(count.backlog, project_id, new) and not count.is_fresh(is_tight=True):
+        is_tight = num_trainings > 0 or self._is_tight(count.backlog, project_id, new)
+        if is_tight and not count.is_fresh(is_tight=True):
             count = await asyncio.shield(self._count_once())
         self._check_room(count.backlog, project_id, new)
-        return self._reserve(project_id, new)
+        self._check_trainings(count.backlog, project_id, num_trainings)
+        return self._reserve(project_id, new, num_trainings)
 
     async def refusals(self, jobs: Sequence[NewJob]) -> list[OndolError | None]:
         """For each job why it must not wait, whatever else does: too large, or late before it can begin."""
@@ -207,8 +220,8 @@ class Admission:
         if error is not None and not isinstance(error, DatabaseUnavailable):
             log.error("admission.count_failed", exc_info=error)
 
-    def _reserve(self, project_id: str, amount: Amount) -> Reservation:
-        reservation = Reservation(self, project_id, amount)
+    def _reserve(self, project_id: str, amount: Amount, num_trainings: int) -> Reservation:
+        reservation = Reservation(self, project_id, amount, num_trainings)
         self._held.add(reservation)
         self._hold(project_id, amount)
         return reservation
@@ -252,7 +265,28 @@ class Admission:
             raise Overloaded(
                 f"{amount.num_jobs} jobs of {amount.num_tokens} estimated tokens wait already"
                 f"{' in this project' if scope else ''}, of at most {jobs} and {tokens}; come back later",
-                retry_after_s=waits_s,
+                retry_after_s=waits_s + random.uniform(0.0, _SPREAD_S + _SPREAD_SHARE * waits_s),
+            )
+
+    def _check_trainings(self, backlog: Backlog, project_id: str, num: int) -> None:
+        """Return if so many fine-tunes more may wait: how long those before them take is known to nobody."""
+        if not num:
+            return
+        held = [(each.project_id, each.num_trainings) for each in self._held]
+        total = sum(backlog.trainings.values()) + sum(num_held for _, num_held in held)
+        own = backlog.trainings.get(project_id, 0) + sum(num_held for of, num_held in held if of == project_id)
+        limits = (
+            (total, self._limits.trainings, "", "MAX_QUEUED_FINE_TUNES"),
+            (own, self._limits.project_trainings, " in this project", "PROJECT_MAX_QUEUED_FINE_TUNES"),
+        )
+        for waiting, limit, where, setting in limits:
+            if limit is None or waiting + num <= limit:
+                continue
+            if num > limit:
+                raise PayloadTooLarge(f"{num} fine-tunes at once; at most {limit} may wait at all (ONDOL_{setting})")
+            raise Overloaded(
+                f"{waiting} fine-tunes wait already{where}, of at most {limit} (ONDOL_{setting}); come back later",
+                retry_after_s=UNKNOWN_RETRY_AFTER_S,
             )
 
     def _check_size(self, backlog: Backlog, project_id: str, new: Amount) -> None:
@@ -262,7 +296,7 @@ class Admission:
 
     def _refusal(self, backlog: Backlog, job: NewJob) -> OndolError | None:
         jobs, tokens = self._project_limits(backlog, job.project_id)
-        if job.estimated_tokens > tokens:
+        if job.estimated_tokens > min(tokens, MAX_JOB_SIZE):
             return _too_large(Amount(1, job.estimated_tokens), jobs, tokens)
         if job.deadline_s is None or job.kind is JobKind.FINE_TUNE:
             return None
@@ -309,7 +343,7 @@ def _time_to_drain(excess: Amount, rate: Rate | None) -> float:
         return UNKNOWN_RETRY_AFTER_S
     by_unit = ((excess.num_jobs, rate.jobs), (excess.num_tokens, rate.tokens))
     times = [amount / each if each > 0 else UNKNOWN_RETRY_AFTER_S for amount, each in by_unit if amount > 0]
-    return min(MAX_RETRY_AFTER_S, max(1.0, *times))
+    return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, *times))
 
 
 def _too_large(new: Amount, jobs: int, tokens: int) -> PayloadTooLarge:
@@ -317,6 +351,11 @@ def _too_large(new: Amount, jobs: int, tokens: int) -> PayloadTooLarge:
         return PayloadTooLarge(
             f"{new.num_jobs} jobs at once; at most {jobs} may wait at all: send fewer, or raise "
             "ONDOL_MAX_QUEUED_JOBS or the project's limit (`ondol projects set`)"
+        )
+    if new.num_jobs == 1 and new.num_tokens > MAX_JOB_SIZE:
+        return PayloadTooLarge(
+            f"about {new.num_tokens} tokens; one job has {MAX_JOB_SIZE} at most: cut the input into several jobs",
+            param="input",
         )
     return PayloadTooLarge(
         f"about {new.num_tokens} tokens; at most {tokens} may wait at all: cut the input into several jobs, or raise "

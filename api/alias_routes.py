@@ -65,7 +65,7 @@ async def set_alias(name: str, alias: str, request: Request, services: ServicesD
     Workers that hold the old version warm load the new one within seconds.
     """
     check_model_name(name, param="model")
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
     asked = validated(AliasRequest, body.value)
     expected: Expected = asked.expected if "expected" in asked.model_fields_set else "any"
 

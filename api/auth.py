@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from api.database import AsyncDatabase
 from api.timed_cache import TimedCache
 from ondol.contract.errors import NotAuthenticated, NotPermitted
+from ondol.setting_values import is_loopback
 from ondol.sql.keys import DEFAULT_PROJECT
 from ondol.sql.records import KeyRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
 KEY_MAX_AGE_S = 3.0
 _MAX_KEY_CHARS = 512
+_AUTHORITY = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::\d*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,14 @@ class Authenticator:
         self._keys: TimedCache[str, KeyRecord | None] = TimedCache(self._find, max_age_s=KEY_MAX_AGE_S)
         self._everybody: Caller | None = None
 
-    async def caller(self, authorization: str | None) -> Caller:
-        """The caller; NotAuthenticated without a valid `Bearer` key, unless authentication is off."""
+    async def caller(self, authorization: str | None, *, host: str | None = None, origin: str | None = None) -> Caller:
+        """The caller; NotAuthenticated without a valid `Bearer` key.
+
+        Without authentication everybody, but NotPermitted where a browser asks for a page that is not of this machine:
+        `host` and `origin` are the headers, None where they are missing.
+        """
         if self._mode == "off":
+            _check_is_of_this_machine(host, origin)
             return await self._anybody()
         scheme, _, secret = (authorization or "").partition(" ")
         secret = secret.strip()
@@ -66,3 +75,32 @@ class Authenticator:
 
 def _ensure_default(uow: UnitOfWork) -> str:
     return uow.keys.ensure_project()
+
+
+def _check_is_of_this_machine(host: str | None, origin: str | None) -> None:
+    """Return unless a web page from elsewhere asks, by a name of its own that leads here or straight from its address.
+
+    Browsers send both headers by themselves, and pages cannot change them. What sends none is no browser.
+    """
+    if (host is None or _is_local(host)) and (origin is None or _is_local(_authority_of(origin))):
+        return
+    raise NotPermitted(
+        "without API keys only this machine's own addresses are answered: use 127.0.0.1 or localhost,"
+        " or make a key (`ondol keys create`)"
+    )
+
+
+def _is_local(authority: str) -> bool:
+    """Whether a host, with or without a port, is this machine whatever a name server says."""
+    parts = _AUTHORITY.fullmatch(authority.strip().lower())
+    if parts is None:
+        return False
+    host = (parts[1] or parts[2]).removesuffix(".")
+    return host.endswith(".localhost") or is_loopback(host)
+
+
+def _authority_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""

@@ -9,16 +9,20 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
+from api.batch_json import needs_files
 from api.batch_lines import output_lines
 from api.result_parts import CANCELLED, ResultPart, read_parts
 from api.services import Services
+from api.threads import in_store
 from models_store.file_blobs import FileWriter
-from ondol.contract.errors import DatabaseUnavailable, ModelStoreError, NotFound, OndolError
+from ondol.contract.errors import DatabaseUnavailable, ModelStoreError, NotFound, OndolError, PartGone
 from ondol.contract.files import BATCH_OUTPUT
 from ondol.sql.files import NewFile
+from ondol.sql.purging import Part
 from ondol.sql.records import JobRecord, JsonObject
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -48,9 +52,9 @@ async def write_batch_files(services: Services, job: JobRecord) -> None:
     except ModelStoreError as exc:
         if exc.retryable:
             raise
-        await files.give_up(exc)
+        await files.give_up(await _cause(services, job, exc))
     finally:
-        await asyncio.shield(asyncio.to_thread(files.abort))
+        await asyncio.shield(in_store(files.abort))
 
 
 @dataclass(slots=True)
@@ -79,13 +83,13 @@ class _BatchFiles:
         """All lines; one shard is in memory at a time."""
         async for part in read_parts(self.services, self.job):
             if part.error is not CANCELLED:  # such lines were not run, and are in neither file
-                await asyncio.to_thread(self._write_lines, part)
+                await in_store(self._write_lines, part)
 
     async def record(self) -> None:
         """Make the files appear, and the batch name them."""
         written = [file for file in (self.output, self.errors) if file.num_lines]
         for file in written:
-            await asyncio.to_thread(file.writer.commit)
+            await in_store(file.writer.commit)
         total = int((self.job.batch or {}).get("num_lines") or 0)
         counts = {"completed": self.output.num_lines, "failed": self.errors.num_lines}
         changes: JsonObject = {
@@ -100,7 +104,10 @@ class _BatchFiles:
     async def give_up(self, error: OndolError) -> None:
         """Say in the batch why its files will never be written."""
         await self._settle({"output_file_id": None, "error_file_id": None, "error": error.as_dict()}, [])
-        log.error("batch.result_damaged", job_id=self.job.id, reason=error.message)
+        if isinstance(error, PartGone):
+            log.info("batch.results_gone", job_id=self.job.id)
+        else:
+            log.error("batch.result_damaged", job_id=self.job.id, reason=error.message)
 
     def abort(self) -> None:
         """Leave nothing half written behind."""
@@ -136,8 +143,24 @@ class _BatchFiles:
         )
 
 
+async def _cause(services: Services, job: JobRecord, error: OndolError) -> OndolError:
+    """Why a result is not there: it was deleted when its time was over, or else what reading it said."""
+    try:
+        await services.database.read(lambda uow: uow.purging.check_part(job.id, Part.RESULTS))
+    except PartGone as gone:
+        return gone
+    return error
+
+
+def finish_soon(services: Services, jobs: Sequence[JobRecord]) -> None:
+    """Have the files written of those batches that need them, beside whoever asks."""
+    for job in jobs:
+        if needs_files(job):
+            services.background.begin(f"batch {job.id}", partial(finish_batch, services, job))
+
+
 async def finish_batch(services: Services, job: JobRecord) -> None:
-    """Write the files of a batch that has ended; what fails is logged, and done again when somebody asks again."""
+    """Write the files of a batch that has ended; what fails is logged, and done again by the next round."""
     try:
         await write_batch_files(services, job)
     except (DatabaseUnavailable, ModelStoreError, NotFound) as exc:  # NotFound: deleted meanwhile

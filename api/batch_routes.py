@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -16,8 +13,8 @@ from starlette.responses import Response
 from api import batch_openapi as docs
 from api.admission import Reservation
 from api.auth import Caller
-from api.batch_files import finish_batch
-from api.batch_json import batch_json, needs_files
+from api.batch_files import finish_soon
+from api.batch_json import batch_json
 from api.batch_request import (
     BatchFile,
     BatchRequest,
@@ -32,6 +29,7 @@ from api.job_routes import change_once, check_job_id, json_answer, json_response
 from api.request_body import idempotency_key, read_json
 from api.services import CallerDep, Services, ServicesDep
 from api.submission import Origin, admit, prepare, record_jobs
+from api.threads import in_store
 from ondol.contract.errors import FileNotFound, JobNotFound, OndolError
 from ondol.contract.files import check_file_id
 from ondol.sql.records import JobRecord, NewJob
@@ -46,7 +44,7 @@ async def create(request: Request, services: ServicesDep, caller: CallerDep) -> 
 
     The first line of the file that can be run says model and options; lines with others are errors of their own.
     """
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
 
     async def prepare_job(held: ExitStack) -> Make:
         job = await _prepare(services, caller, read_batch_request(body.value), num_bytes=len(body.raw))
@@ -70,7 +68,7 @@ async def list_batches(
     jobs, has_more = await services.database.read(
         lambda uow: uow.batches.page(caller.project_id, after=cursor, limit=limit)
     )
-    _finish_soon(services, jobs)
+    finish_soon(services, jobs)
     data = [batch_json(job) for job in jobs]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return json_response({"object": "list", "data": data, **ends, "has_more": has_more})
@@ -80,7 +78,7 @@ async def list_batches(
 async def retrieve(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """One batch. When its job has ended, its output files are written; it is `finalizing` until they are there."""
     job = await services.database.read(lambda uow: _find(uow, job_id, caller.project_id))
-    _finish_soon(services, [job])
+    finish_soon(services, [job])
     return json_response(batch_json(job))
 
 
@@ -130,7 +128,7 @@ async def _read_file(services: Services, caller: Caller, asked: BatchRequest) ->
     try:
         check_file_id(file_id)
         await services.database.read(lambda uow: uow.files.get(file_id, caller.project_id))
-        return await asyncio.to_thread(read)
+        return await in_store(read)
     except FileNotFound as exc:
         raise FileNotFound(exc.message, param="input_file_id") from exc
 
@@ -146,9 +144,3 @@ def _find(uow: UnitOfWork, job_id: str, project_id: str) -> JobRecord:
     if job.batch is None:
         raise JobNotFound(f"{job_id} is no batch; it is at /v1/jobs/{job_id}", param="id")
     return job
-
-
-def _finish_soon(services: Services, jobs: Sequence[JobRecord]) -> None:
-    for job in jobs:
-        if needs_files(job):
-            services.background.begin(f"batch {job.id}", partial(finish_batch, services, job))

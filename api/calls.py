@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
 
 import structlog
 
-from api.worker_choice import LOADING_LIMIT_S, WorkerChooser
+from api.worker_choice import LOADING_LIMIT_S, SLOW_WAIT_S, WorkerChooser
 from ondol.broker.calls import CallReply, CallRequest, CallSender
 from ondol.contract.errors import OndolError
 from ondol.contract.ids import new_id
@@ -34,25 +35,36 @@ async def send_call(
         reply = await _unless_session_ends(workers, sender, session, request)
         if reply is not None:
             waited_s = time.monotonic() - begun_at - sum(reply.timings.get(stage, 0.0) for stage in _BUSY)
-            copy_to = await workers.place_for_copy(version, session, waited_s)
-            if copy_to is not None:
-                _send_copy(sender, copy_to, request)
+            if waited_s >= SLOW_WAIT_S:
+                _begin(_copy_if_hot(workers, sender, version, chosen=session, request=request, waited_s=waited_s))
             return reply
         log.warning("call.sent_again", call_id=request.id, worker=session.worker)
         gone.add(session.id)
         request = replace(request, id=new_id("call"))
 
 
-def _send_copy(sender: CallSender, session: SessionRecord, request: CallRequest) -> None:
-    """Have the worker load the version by a copy of the call, whose answer nobody waits for."""
-    copy = replace(request, id=new_id("call"), deadline_at=time.time() + LOADING_LIMIT_S)
-    log.info("call.copied", model=request.model_ref, worker=session.worker)
-    task = asyncio.create_task(_run_copy(sender, session, copy), name="call-copy")
+def _begin(work: Coroutine[None, None, None]) -> None:
+    """Begin what the answer does not wait for."""
+    task = asyncio.create_task(work, name="call-copy")
     _copies.add(task)
     task.add_done_callback(_copies.discard)
 
 
-async def _run_copy(sender: CallSender, session: SessionRecord, copy: CallRequest) -> None:
+async def _copy_if_hot(
+    workers: WorkerChooser,
+    sender: CallSender,
+    version: VersionRecord,
+    *,
+    chosen: SessionRecord,
+    request: CallRequest,
+    waited_s: float,
+) -> None:
+    """If the version is hot, have one more worker load it by a copy of the call, whose answer nobody waits for."""
+    session = await workers.place_for_copy(version, chosen, waited_s)
+    if session is None:
+        return
+    copy = replace(request, id=new_id("call"), deadline_at=time.time() + LOADING_LIMIT_S)
+    log.info("call.copied", model=request.model_ref, worker=session.worker)
     try:
         await sender.call(session.worker, copy)
     except OndolError as exc:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from api.threads import DaemonThreads
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database, Work
 from ondol.sql.unit_of_work import UnitOfWork
@@ -16,7 +15,6 @@ from ondol.sql.unit_of_work import UnitOfWork
 T = TypeVar("T")
 
 READ_THREADS = 8
-HEAVY_BYTES = 32 * 1024
 
 
 class AsyncDatabase:
@@ -28,7 +26,7 @@ class AsyncDatabase:
     def __init__(self, database: Database, *, limit_s: float | None = None) -> None:
         self.sync = database
         self._limit_s = limit_s
-        self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="api-read")
+        self._threads = DaemonThreads(READ_THREADS, "api-read")
 
     def without_limit(self) -> AsyncDatabase:
         """The same database for work that nobody waits for, which must know whether it was done."""
@@ -68,14 +66,7 @@ class AsyncDatabase:
     async def close(self) -> None:
         """Finish writes and reads, then let go of all connections."""
         await asyncio.to_thread(self.sync.close)
-        self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _too_slow(self) -> DatabaseUnavailable:
         return DatabaseUnavailable(f"the database did not answer within {self._limit_s} s; try again")
-
-
-async def run_sized(num_bytes: int, work: Callable[[], T]) -> T:
-    """What `work` returns: at once for a few bytes, on a thread for more, so that the event loop keeps turning."""
-    if num_bytes <= HEAVY_BYTES:
-        return work()
-    return await asyncio.to_thread(work)

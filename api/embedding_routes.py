@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from api import openapi_parts as docs
 from api.admission import Reservation
-from api.database import run_sized
 from api.embedding_call import answer_json, parse_call
 from api.errors import error_from_record
 from api.idempotency import Answer, KeyedRequest, Make, answer_once
@@ -21,6 +20,7 @@ from api.request_body import JsonBody, idempotency_key, read_json
 from api.result_routes import load_result
 from api.services import CallerDep, Services, ServicesDep
 from api.submission import admit, record_jobs
+from api.threads import run_sized
 from api.vectors import StoredVectors
 from api.waiting import wait_for_end
 from ondol.contract.errors import DeadlineExceeded
@@ -38,7 +38,7 @@ router = APIRouter(tags=["embeddings"])
 async def create_embeddings(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """OpenAI's embeddings: text, texts, token ids or lists of them. All or nothing; unknown fields are ignored."""
     begun = time.perf_counter()
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
     asked = await run_sized(len(body.raw), lambda: parse_call(body.value, services.limits))
     served = await services.models.for_call(asked.model, caller.project_id)
     options = await run_sized(len(body.raw), lambda: asked.options_for(served.spec))
@@ -72,7 +72,7 @@ async def _run_as_job(call: InferenceCall, request: Request, body: JsonBody) -> 
 
 
 async def _prepare_job(call: InferenceCall, held: ExitStack) -> Make:
-    job = call.as_job()
+    job = await run_sized(call.num_bytes, call.as_job)
     room = held.enter_context(await admit(call.services, [job]))
     return lambda uow: _record(uow, call.services, job, room)
 

@@ -118,5 +118,8 @@ def _headers(error: e.OndolError, status: int) -> dict[str, str]:
         return {"x-should-retry": "false"}
     if status in (409, 429, 503):
         wait_s = getattr(error, "retry_after_s", _DEFAULT_RETRY_AFTER_S)
-        return {"x-should-retry": "true", "retry-after": str(max(1, math.ceil(wait_s)))}
+        headers = {"x-should-retry": "true", "retry-after": str(max(1, math.ceil(wait_s)))}
+        if isinstance(error, e.Overloaded):  # measured; whole seconds would be wrong by as much as there is to wait
+            headers["retry-after-ms"] = str(math.ceil(1000 * wait_s))
+        return headers
     return {}

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api import openapi_parts as docs
 from api.accept import choose_format
+from api.event_streams import MEDIA_TYPE, EventStreamResponse
 from api.job_json import event_json
 from api.job_routes import check_job_id, json_response
 from api.services import CallerDep, Services, ServicesDep
@@ -23,10 +24,9 @@ from ondol.sql.purging import Part
 from ondol.sql.records import EventRecord, JobRecord
 from ondol.sql.unit_of_work import UnitOfWork
 
-JSON, SSE = "application/json", "text/event-stream"
+JSON, SSE = "application/json", MEDIA_TYPE
 PAGE_EVENTS = 200
 HEARTBEAT_S = 15.0
-_SSE_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -42,7 +42,8 @@ async def get_events(
 ) -> Response:
     """Events in order. With `Accept: text/event-stream` they come as they happen, until the job has ended.
 
-    A stream resumes behind `Last-Event-ID`; 204 says that nothing more will come.
+    A stream resumes behind `Last-Event-ID`; 204 says that nothing more will come. A project that has as many streams
+    open as it may gets 429, and everybody 503 where this process has; the list answers all the same.
     """
     check_job_id(job_id)
     if choose_format(request.headers.get("accept"), [JSON, SSE]) == JSON:
@@ -53,7 +54,7 @@ async def get_events(
     job = await services.database.read(lambda uow: _job_with_events(uow, job_id, caller.project_id))
     if _is_over(job, place):
         return Response(status_code=204)
-    return StreamingResponse(_stream(services, job_id, place), media_type=SSE, headers=_SSE_HEADERS)
+    return EventStreamResponse(_stream(services, job_id, place), services.streams, caller.project_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from api import file_openapi as docs
 from api.auth import Caller
 from api.job_routes import json_response
 from api.services import BYTES_A_MB, CallerDep, Services, ServicesDep
+from api.threads import in_store
 from api.upload import RequestBody, UploadedFile, receive_file, refusal
 from api.verified_content import verified_content
 from ondol.contract.errors import ModelStoreError, OndolError
@@ -81,7 +81,7 @@ async def get_content(file_id: str, services: ServicesDep, caller: CallerDep) ->
     """The file's content, streamed. A file that is damaged in the store ends before its last bytes."""
     record = await _find(services, caller, file_id)
     stack = ExitStack()
-    source = await asyncio.to_thread(lambda: stack.enter_context(services.files.open(file_id)))
+    source = await in_store(lambda: stack.enter_context(services.files.open(file_id)))
     headers = {
         "content-length": str(record.size_bytes),
         "content-disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
@@ -97,7 +97,7 @@ async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) ->
     check_file_id(file_id)
     await services.database.write(lambda uow: uow.files.delete(file_id, caller.project_id))
     try:
-        await asyncio.to_thread(services.files.delete, file_id)
+        await in_store(services.files.delete, file_id)
     except ModelStoreError as exc:  # nobody can name the file any more; its blob waits for the store's clean-up
         log.warning("file.blob_not_deleted", file_id=file_id, reason=exc.message)
     return json_response({"id": file_id, "object": "file", "deleted": True})

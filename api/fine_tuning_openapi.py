@@ -16,6 +16,11 @@ _FREE: Schema = {"type": "object", "additionalProperties": True}
 _MAYBE_STRING: Schema = {"anyOf": [_STRING, {"type": "null"}]}
 _MAYBE_TIME: Schema = {"anyOf": [_INTEGER, {"type": "null"}], "description": "Unix seconds."}
 _METADATA: Schema = {"type": "object", "additionalProperties": _STRING | {"maxLength": 512}, "maxProperties": 16}
+_METADATA_ASKED_FOR: Schema = _METADATA | {
+    # Brackets end a name in a query, and SQLite has no way to write quotes and backslashes in a path.
+    "propertyNames": {"pattern": r'^[^"\\\[\]\u0000]{1,64}$'},
+    "additionalProperties": _STRING | {"pattern": r"^[^\u0000]*$"},
+}
 
 
 def _object(**properties: Schema) -> Schema:
@@ -127,7 +132,7 @@ METADATA_PARAMETER: dict[str, Any] = {
             "style": "deepObject",
             "explode": True,
             "description": "Only fine-tunes that bear this metadata.",
-            "schema": _METADATA,
+            "schema": _METADATA_ASKED_FOR,
         }
     ]
 }

@@ -24,6 +24,7 @@ from api.submission import Origin, admit, prepare, record_jobs
 from ondol.contract.errors import InvalidPayload, JobNotFound, OndolError
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
+from ondol.sql.job_pages import JobFilter
 from ondol.sql.purging import Part
 from ondol.sql.records import JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
@@ -42,7 +43,7 @@ _Limit = Annotated[int, Query(ge=1, le=100, description="Most objects of a page.
 @router.post("", openapi_extra=docs.CREATE_BODY, responses=docs.JOB_RESPONSES)
 async def create(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Submit a fine-tune. With an Idempotency-Key a repeated request gets the first answer again."""
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
 
     async def prepare_job(held: ExitStack) -> Make:
         asked = read_request(body.value)
@@ -67,7 +68,7 @@ async def list_jobs(
 
     def page(uow: UnitOfWork) -> tuple[list[dict[str, Any]], bool]:
         found, has_more = uow.jobs.page(
-            caller.project_id, kind=JobKind.FINE_TUNE, metadata=metadata, after=cursor, limit=limit
+            caller.project_id, JobFilter(JobKind.FINE_TUNE, metadata=metadata), after=cursor, limit=limit
         )
         return _shown(uow, found), has_more
 

@@ -13,7 +13,9 @@ from datetime import timedelta
 
 import structlog
 
+from api.batch_files import finish_soon
 from api.services import Services
+from api.threads import in_store
 from models_store.garbage import StoreGarbage
 from ondol.contract.errors import DatabaseUnavailable, ModelStoreError
 from ondol.contract.ids import new_id
@@ -22,6 +24,11 @@ from ondol.sql.unit_of_work import UnitOfWork
 PURGE_EVERY_S = 60.0
 ORPHANS_EVERY_S = 600.0
 ORPHANS_AFTER = timedelta(hours=1)
+BATCHES_EVERY_S = 60.0
+MAX_BATCHES = 100
+"""Of one round."""
+BATCHES = "batches"
+"""The lead under which one process at a time looks for batches without files."""
 COLLECTION = "collection"
 """The lead under which one process at a time collects; it is not renewed, and its end is when the next is due."""
 GRACE_H = 48.0
@@ -48,6 +55,7 @@ class Housekeeping:
             ("housekeeping", self._purge, PURGE_EVERY_S),
             ("orphans", self._delete_orphans, ORPHANS_EVERY_S),
             ("collection", self.collect, PURGE_EVERY_S),
+            ("batches", self.finish_batches, BATCHES_EVERY_S),
         ):
             self._tasks.append(asyncio.create_task(self._loop(work, pause_s), name=name))
 
@@ -78,15 +86,24 @@ class Housekeeping:
             paths = await self._database.read(lambda uow, behind=place: uow.purging.garbage(behind=behind))  # type: ignore[misc]  # bound at definition
             if not paths:
                 return num
-            deleted = await asyncio.to_thread(self._delete, paths)
+            deleted = await in_store(self._delete, paths)
             await self._database.write(lambda uow, done=deleted: uow.purging.forget_garbage(done))  # type: ignore[misc]  # bound at definition
             self._services.metrics.sweeps.deleted.inc(len(deleted))
             num, place = num + len(deleted), paths[-1]
 
+    async def finish_batches(self) -> None:
+        """If no other process did lately: have the files of ended batches written, before their results are gone.
+
+        Whoever asks for a batch has them written at once; but nobody may ask in time.
+        """
+        if not await self._database.write(lambda uow: _take_turn(uow, BATCHES, BATCHES_EVERY_S / 2)):
+            return
+        finish_soon(self._services, await self._database.read(lambda uow: uow.batches.without_files(limit=MAX_BATCHES)))
+
     async def collect(self) -> None:
         """If it is due: let a child delete what nothing in the store needs, as `ondol models gc --yes` does."""
         every_s = self._services.settings.collect_days * _DAY_S
-        if not every_s or not await self._database.write(lambda uow: _take_turn(uow, every_s)):
+        if not every_s or not await self._database.write(lambda uow: _take_turn(uow, COLLECTION, every_s)):
             return
         argv = ("-m", "models_store.collection", "--grace-h", str(GRACE_H), "--yes")
         child = await asyncio.create_subprocess_exec(sys.executable, *argv, stdout=asyncio.subprocess.PIPE)
@@ -136,10 +153,10 @@ class Housekeeping:
     async def _delete_orphans(self) -> None:
         """Blobs of uploads that were never recorded, or broke off."""
         sync = self._services.database.sync
-        await asyncio.to_thread(
-            self._services.files.delete_orphans,
-            lambda ids: sync.read(lambda uow: uow.files.existing(ids)),
-            older_than=ORPHANS_AFTER,
+        await in_store(
+            lambda: self._services.files.delete_orphans(
+                lambda ids: sync.read(lambda uow: uow.files.existing(ids)), older_than=ORPHANS_AFTER
+            )
         )
 
     async def _loop(self, work: Work, pause_s: float) -> None:
@@ -153,6 +170,6 @@ class Housekeeping:
                 log.exception("housekeeping.failed")
 
 
-def _take_turn(uow: UnitOfWork, every_s: float) -> bool:
-    """Whether nobody has collected for so long; then nobody else does for so long."""
-    return uow.leaders.lead(COLLECTION, holder=new_id("col"), lease_s=every_s)
+def _take_turn(uow: UnitOfWork, name: str, every_s: float) -> bool:
+    """Whether nobody has had this turn for so long; then nobody else has for so long."""
+    return uow.leaders.lead(name, holder=new_id("col"), lease_s=every_s)

@@ -78,7 +78,10 @@ class InferenceCall:
     priority: Priority = Priority.INTERACTIVE
 
     async def run(self) -> Inferred:
-        """Send the call to a worker and count what it used; PayloadTooLarge for more text than a call may tag."""
+        """Send the call to a worker and count what it used.
+
+        PayloadTooLarge for more text than a call may tag, Overloaded where as many calls wait as may.
+        """
         if self.kind is JobKind.TOKEN_CLASSIFICATION:  # its answer is JSON, an object an entity
             estimate = estimate_tokens(self.inputs, self.num_bytes, self.options, self.served.spec)
             if estimate > MAX_TAGGED_TOKENS:
@@ -102,7 +105,8 @@ class InferenceCall:
     async def _send(self, request: CallRequest) -> CallReply:
         begun_at, outcome, num_tokens = time.monotonic(), "left", 0
         try:
-            reply = await send_call(self.services.workers, self.services.sender, self.served.version, request)
+            with self.services.calls.hold(self.caller.project_id):
+                reply = await send_call(self.services.workers, self.services.sender, self.served.version, request)
             outcome, num_tokens = "ok", sum(reply.tokens)
         except OndolError as exc:
             outcome = exc.code
@@ -113,7 +117,12 @@ class InferenceCall:
         return reply
 
     def as_job(self) -> NewJob:
-        """The call as a job to record."""
+        """The call as a job to record; PayloadTooLarge for more than one message of it, as a job is cut then."""
+        estimate = estimate_tokens(self.inputs, self.num_bytes, self.options, self.served.spec)
+        most = self.services.limits.message_tokens
+        if estimate > most:
+            message = f"about {estimate} tokens; with store a call takes at most {most}: submit a job (POST /v1/jobs)"
+            raise PayloadTooLarge(message, param="input")
         return NewJob(
             id=new_job_id(),
             project_id=self.caller.project_id,
@@ -122,7 +131,7 @@ class InferenceCall:
             payload=dump_inputs(self.inputs),
             options=self.options.model_dump(mode="json"),
             num_inputs=len(self.inputs),
-            estimated_tokens=estimate_tokens(self.inputs, self.num_bytes, self.options, self.served.spec),
+            estimated_tokens=estimate,
             version_id=self.served.version.id,
             model_ref=self.served.version.ref,
             deadline_s=self.services.settings.call_timeout_s,

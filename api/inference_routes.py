@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from api import openapi_parts as docs
 from api.auth import Caller
-from api.database import run_sized
 from api.hugging_face import answer_json, kind_of, parse_call, refusal
 from api.inference_call import InferenceCall, Inferred, unless_client_leaves
 from api.request_body import read_json
 from api.services import CallerDep, Services, ServicesDep
+from api.threads import run_sized
 from ondol.contract.errors import OndolError
 
 BYTES_AN_ENTITY = 128
@@ -57,7 +57,7 @@ async def infer_task(ref: str, task: str, request: Request, services: ServicesDe
 
 async def _infer(ref: str, task: str | None, request: Request, services: Services, caller: Caller) -> Response:
     begun = time.perf_counter()
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
     served = await services.models.for_call(ref, caller.project_id)
     kind = kind_of(task, served.spec)
     asked = await run_sized(len(body.raw), lambda: parse_call(body.value, kind, services.limits))

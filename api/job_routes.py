@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
@@ -22,10 +21,12 @@ from api.auth import Caller
 from api.errors import error_object, status_of
 from api.idempotency import Answer, KeyedRequest, Make, answer_once
 from api.job_json import job_json
+from api.job_search import find_jobs
 from api.model_lookup import resolve_filter
 from api.request_body import JsonBody, idempotency_key, read_json
 from api.services import CallerDep, Services, ServicesDep
 from api.submission import Origin, Outcome, admit, prepare, record_jobs
+from api.threads import in_store
 from api.waiting import wait_for_end
 from ondol.contract.errors import JobNotFound, ModelStoreError, OndolError
 from ondol.contract.jobs import validated
@@ -33,6 +34,7 @@ from ondol.contract.kinds import JobKind
 from ondol.contract.model_ref import parse_model_ref
 from ondol.contract.payloads import JobBatchRequest
 from ondol.contract.states import JobState
+from ondol.sql.job_pages import JobFilter
 from ondol.sql.records import FreedBlobs, JobRecord, NewJob
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -54,7 +56,7 @@ log = structlog.get_logger(__name__)
 @router.post("", status_code=202, openapi_extra=docs.json_body("JobRequest"), responses=docs.job_responses(202))
 async def submit_job(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Submit one job. With an Idempotency-Key a repeated request gets the first answer again."""
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
 
     async def prepare_one(held: ExitStack) -> Make:
         [job] = await prepare(services, Origin(caller, len(body.raw)), [body.value])
@@ -71,7 +73,7 @@ async def submit_job(request: Request, services: ServicesDep, caller: CallerDep)
 @router.post("/batch", openapi_extra=docs.json_body("JobBatchRequest"), responses=docs.BATCH_RESPONSES)
 async def submit_batch(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Submit up to 1,000 jobs in one transaction, with one outcome a job: one that is refused spoils no other."""
-    body = await read_json(request, max_bytes=services.max_body_bytes)
+    body = await read_json(request, services.bodies)
 
     async def prepare_batch(held: ExitStack) -> Make:
         items = validated(JobBatchRequest, body.value).jobs
@@ -102,19 +104,17 @@ async def list_jobs(
     ref = parse_model_ref(model) if model is not None else None
     cursor = check_job_id(after) if after is not None else None
 
-    def page(uow: UnitOfWork) -> tuple[list[JobRecord], bool]:
-        model_ref = resolve_filter(uow, ref, caller.project_id) if ref else None
-        return uow.jobs.page(
-            caller.project_id,
-            kind=kind,
-            state=status,
-            model_ref=model_ref,
-            created_after=created_after,
-            after=cursor,
-            limit=limit,
-        )
-
-    jobs, has_more = await services.database.read(page)
+    model_ref = None
+    if ref is not None:
+        model_ref = await services.database.read(lambda uow: resolve_filter(uow, ref, caller.project_id))
+    jobs, has_more = await find_jobs(
+        services.database,
+        caller.project_id,
+        JobFilter(kind, status, model_ref, created_after),
+        after=cursor,
+        limit=limit,
+        limit_s=services.settings.database_limit_s,
+    )
     flower_url = services.flower.url()
     data = [job_json(job, flower_url=flower_url) for job in jobs]
     return json_response({"object": "list", "data": data, "has_more": has_more})
@@ -175,7 +175,7 @@ async def delete_job(job_id: str, services: ServicesDep, caller: CallerDep) -> R
     freed = await services.database.write(lambda uow: uow.jobs.delete(job_id, caller.project_id))
     if kind is JobKind.FINE_TUNE:
         await _delete_checkpoints(services, job_id)
-    await asyncio.to_thread(_delete_blobs, services, job_id, freed)
+    await _delete_blobs(services, job_id, freed)
     return json_response({"object": "job.deleted", "id": job_id, "deleted": True})
 
 
@@ -221,18 +221,25 @@ def _is_recorded(uow: UnitOfWork, job_id: str, state: JobState, seq: int) -> boo
     return bool(found) and found[0].seq == seq and found[0].data.get("to") == state
 
 
-def _delete_blobs(services: Services, job_id: str, freed: FreedBlobs) -> None:
-    for blobs, paths in ((services.blobs, freed.results), (services.inputs, freed.inputs)):
-        for path in paths:
-            try:
-                blobs.delete(path)
-            except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
-                log.warning("job.blob_not_deleted", job_id=job_id, path=path, reason=exc.message)
+async def _delete_blobs(services: Services, job_id: str, freed: FreedBlobs) -> None:
+    def delete() -> None:
+        for blobs, paths in ((services.blobs, freed.results), (services.inputs, freed.inputs)):
+            for path in paths:
+                try:
+                    blobs.delete(path)
+                except ModelStoreError as exc:  # the rows are gone for good; the file waits for the store's clean-up
+                    log.warning("job.blob_not_deleted", job_id=job_id, path=path, reason=exc.message)
+
+    if freed.results or freed.inputs:
+        try:
+            await in_store(delete)
+        except ModelStoreError as exc:  # all of them wait for the clean-up
+            log.warning("job.blobs_not_deleted", job_id=job_id, reason=exc.message)
 
 
 async def _delete_checkpoints(services: Services, job_id: str) -> None:
     try:
-        await asyncio.to_thread(services.checkpoints.delete_all, job_id)
+        await in_store(services.checkpoints.delete_all, job_id)
     except ModelStoreError as exc:  # the rows are gone for good; the files wait for the store's clean-up
         log.warning("job.checkpoints_not_deleted", job_id=job_id, reason=exc.message)
 

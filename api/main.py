@@ -17,12 +17,16 @@ from fastapi import FastAPI
 from api.admission import Admission, queue_limits
 from api.app import Lifespan, create_app
 from api.auth import Authenticator
+from api.call_room import CallRoom
+from api.connections import allow_open_files, leave_the_gone
 from api.database import READ_THREADS, AsyncDatabase
+from api.event_streams import EventStreams
 from api.flower_address import FlowerAddress
 from api.housekeeping import Housekeeping
 from api.model_lookup import ModelLookup
 from api.readiness import ReadinessProbe
-from api.services import Services
+from api.request_body import Bodies
+from api.services import BYTES_A_MB, Services
 from api.usage_meter import UsageMeter
 from api.webhooks.addresses import SystemResolver
 from api.webhooks.deliverer import WebhookDeliverer
@@ -76,7 +80,8 @@ def main() -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    server = ApiServer(config, on_stop=lambda: _tell_to_stop(app))
+    allow_open_files(settings.max_event_streams)
+    server = ApiServer(config, on_stop=lambda: _tell_to_stop(app), client_gone_s=settings.client_gone_s)
     server.run()
     raise SystemExit(0 if server.started else 1)
 
@@ -84,9 +89,10 @@ def main() -> None:
 class ApiServer(uvicorn.Server):
     """A server that tells its long answers when it is to stop, and whose process exits 0 after a signal."""
 
-    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *, on_stop: Callable[[], None], client_gone_s: float) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+        self._client_gone_s = client_gone_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is the library's
         """Stop; a second Ctrl-C stops at once. The signal is not raised again, so the exit code stays 0."""
@@ -99,7 +105,9 @@ class ApiServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, then say where."""
         await super().startup(sockets)
-        for listener in (sock for server in self.servers for sock in server.sockets):
+        listening = [sock for server in self.servers for sock in server.sockets]
+        leave_the_gone(listening, self._client_gone_s)
+        for listener in listening:
             log.info("api.listening", address=listener.getsockname()[:2])
 
 
@@ -133,6 +141,10 @@ def build_services(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) -
     sync = Database(settings.resolved_database_url(), pool_size=READ_THREADS)
     database = AsyncDatabase(sync, limit_s=settings.database_limit_s)
     sender = CallSender(redis_url, new_id("api"))
+    metrics.clock.watch(lambda: sync.clock.ahead_s)
+    streams = EventStreams(most=settings.max_event_streams, most_of_project=settings.project_max_event_streams)
+    bodies = Bodies(max_bytes=settings.max_body_mb * BYTES_A_MB, max_all_bytes=settings.max_bodies_mb * BYTES_A_MB)
+    metrics.watch(num_streams=lambda: streams.num_open, num_body_bytes=lambda: bodies.num_bytes)
     return Services(
         settings=settings,
         database=database,
@@ -153,6 +165,9 @@ def build_services(settings: ApiSettings, redis_url: str, metrics: ApiMetrics) -
         store=ModelStore(settings.resolved_store_url()),
         flower=FlowerAddress(settings.flower_url, settings.run_dir / "flower.url"),
         metrics=metrics,
+        streams=streams,
+        bodies=bodies,
+        calls=CallRoom(most=settings.max_calls_waiting, most_of_project=settings.project_max_calls_waiting),
         system=SystemMetrics(metrics.registry, lambda: measured(sync)),
     )
 

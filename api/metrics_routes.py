@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -11,6 +9,7 @@ from starlette.responses import Response
 
 from api import openapi_parts as docs
 from api.services import ServicesDep
+from api.threads import in_check
 from ondol.contract.errors import NotFound
 
 router = APIRouter(tags=["health"])
@@ -21,5 +20,5 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
     """Counters and gauges for Prometheus; 404 where the setting `metrics` is off."""
     if not services.settings.metrics:
         raise NotFound(f"there is no route {request.url.path!r}", code="route_not_found")
-    text = await asyncio.to_thread(generate_latest, services.metrics.registry)  # it may look into SQL
+    text = await in_check(lambda: generate_latest(services.metrics.registry))  # it may look into SQL
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
 
 from fastapi import APIRouter
@@ -12,6 +11,7 @@ from api import model_openapi as docs
 from api.auth import Caller
 from api.job_routes import json_response
 from api.services import CallerDep, Services, ServicesDep
+from api.threads import in_store
 from api.verified_content import verified_content
 from models_store.manifest import Manifest
 from ondol.contract.errors import ModelNotFound
@@ -43,7 +43,7 @@ async def get_model_file(ref: str, path: str, services: ServicesDep, caller: Cal
     if file is None:
         raise ModelNotFound(f"{version.ref} has no file {path[:200]!r}", param="path")
     stack = ExitStack()
-    source = await asyncio.to_thread(lambda: stack.enter_context(services.store.open_blob(file.sha256)))
+    source = await in_store(lambda: stack.enter_context(services.store.open_blob(file.sha256)))
     headers = {
         "content-length": str(file.size_bytes),
         "etag": f'"{file.sha256}"',
@@ -56,4 +56,4 @@ async def get_model_file(ref: str, path: str, services: ServicesDep, caller: Cal
 async def _manifest(services: Services, caller: Caller, ref: str) -> tuple[VersionRecord, Manifest]:
     parsed = parse_model_ref(ref)
     version = await services.database.read(lambda uow: uow.models.resolve(parsed, caller.project_id))
-    return version, await asyncio.to_thread(services.store.read_manifest, version.manifest_digest)
+    return version, await in_store(services.store.read_manifest, version.manifest_digest)

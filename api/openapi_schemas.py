@@ -58,7 +58,7 @@ def _call_request(options: Schema) -> Schema:
             "input": {"anyOf": [_STRING, texts, ids, {"type": "array", "items": ids, "maxItems": MAX_CALL_INPUTS}]},
             "encoding_format": {"enum": ["float", "base64"], "type": "string", "default": "float"},
             "priority": {"enum": list(Priority), "type": "string", "default": Priority.INTERACTIVE},
-            "store": {"type": "boolean", "default": False, "description": "Record the call as a job."},
+            "store": {"type": "boolean", "default": False, "description": "Record the call as a job, of one message."},
             "user": _STRING,
             **own,
         },

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.threads import in_check
 from ondol.broker.connection import connect_async
 from ondol.contract.errors import BrokerUnavailable, DatabaseUnavailable, NotReady, OndolError
 from ondol.sql import migrate
 from ondol.sql.database import Database
 from ondol.sql.leaders import RECONCILER
+from ondol.sql.skew import SKEW_LIMIT_S
 
 CHECK_LIMIT_S = 3.0
 LEADERLESS_LIMIT_S = 30.0
@@ -31,14 +33,21 @@ class ReadinessProbe:
 
     async def check(self) -> dict[str, str | None]:
         """What is wrong with each part; None where nothing is."""
-        checks = {"database": asyncio.to_thread(self._check_database), "redis": self._check_redis()}
+        checks = {"database": in_check(self._check_database), "redis": self._check_redis()}
         found = await asyncio.gather(*(_outcome(check) for check in checks.values()))
         return dict(zip(checks, found, strict=True))
 
     async def troubles(self) -> dict[str, str | None]:
         """What is wrong beside what admission needs: work is accepted, and may wait for long."""
-        reconciler = await _outcome(asyncio.to_thread(self._check_reconciler))
-        return {} if reconciler is None else {"reconciler": reconciler}
+        reconciler = await _outcome(in_check(self._check_reconciler))
+        found = {"reconciler": reconciler, "clock": self._check_clock()}
+        return {part: wrong for part, wrong in found.items() if wrong is not None}
+
+    def _check_clock(self) -> str | None:
+        ahead_s = self.database.clock.ahead_s
+        if ahead_s is None or abs(ahead_s) <= SKEW_LIMIT_S:
+            return None
+        return f"this host's clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the database's"
 
     def _check_reconciler(self) -> None:
         leaderless_s = self.database.read(lambda uow: uow.leaders.leaderless_s(RECONCILER))

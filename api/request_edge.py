@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response
+from api.request_body import let_go
 from ondol.contract.errors import OndolError
 from ondol.contract.ids import new_id
 from ondol.logs import log_context
@@ -61,6 +62,7 @@ class RequestEdge:
                     error = OndolError(f"something went wrong here; the log has it under {request_id.decode()}")
                     await error_response(error)(scope, receive, send_with_id)
         finally:
+            let_go(scope)
             self._metrics.request_ended(
                 route=getattr(scope.get("route"), "path_format", None),
                 method=scope["method"],

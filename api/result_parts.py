@@ -6,7 +6,6 @@ no database connection between two reads.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import orjson
 from api.database import AsyncDatabase
 from api.stored_items import StoredItems, placed
 from api.stored_results import STORED, stored_bytes
+from api.threads import in_store
 from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from ondol.contract.errors import JobNotFound, ModelStoreError
@@ -94,7 +94,7 @@ async def read_parts(sources: ResultSources, job: JobRecord) -> AsyncIterator[Re
     while not reader.is_done:
         if reader.needs_page:
             reader.take(await sources.database.read(reader.look))
-        yield await asyncio.to_thread(reader.next_part)
+        yield await in_store(reader.next_part)
 
 
 def read_parts_here(database: Database, blobs: ResultBlobs, inputs: InputBlobs, job: JobRecord) -> Iterator[ResultPart]:
@@ -113,7 +113,7 @@ async def find_sample(sources: ResultSources, job: JobRecord) -> StoredItems | N
         page = await sources.database.read(partial(_page, job.id, place))
         for shard in page:
             if shard.result is not None:
-                return await asyncio.to_thread(_load, job.kind, sources.blobs, shard.result)
+                return await in_store(_load, job.kind, sources.blobs, shard.result)
         if not page:
             return None
         place = page[-1].first_input + page[-1].num_inputs

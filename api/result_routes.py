@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -11,13 +10,13 @@ from starlette.responses import Response, StreamingResponse
 
 from api import openapi_parts as docs
 from api.accept import choose_format
-from api.database import run_sized
 from api.job_routes import check_job_id, json_response
 from api.result_parts import ResultPart, find_sample, read_parts, whole_part
 from api.result_writers import ResultFacts, ResultWriter, make_writer, write_pieces
 from api.services import CallerDep, Services, ServicesDep
 from api.stored_items import JSON, PARQUET, StoredItems
 from api.stored_results import STORED, plain_result, stored_bytes
+from api.threads import compute, in_store, run_sized
 from ondol.contract.errors import Conflict
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState
@@ -70,7 +69,7 @@ async def load_result(services: Services, kind: JobKind, record: ResultRecord) -
     if record.data is not None:
         found = record.data
     else:
-        found = await asyncio.to_thread(lambda: stored_bytes(services.blobs, record))
+        found = await in_store(stored_bytes, services.blobs, record)
     return await run_sized(len(found), lambda: STORED[kind].read(record.summary, found))
 
 
@@ -82,7 +81,7 @@ async def _whole(services: Services, job: JobRecord, record: ResultRecord, media
     headers = _headers(writer, len(record.summary["errors"]))
     if stored.size_bytes > WHOLE_BYTES:
         return StreamingResponse(pieces, headers=headers, media_type=media_type)
-    whole = await asyncio.to_thread(lambda: b"".join(pieces))
+    whole = await compute(lambda: b"".join(pieces))
     return Response(whole, headers={NUM_ERRORS: headers[NUM_ERRORS]}, media_type=media_type)
 
 
@@ -107,10 +106,10 @@ async def _stream(writer: ResultWriter, first: ResultPart, rest: AsyncIterator[R
     part: ResultPart | None = first
     while part is not None:
         pieces = writer.part(part)
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        while (piece := await compute(next, pieces, None)) is not None:
             yield piece
         part = await anext(rest, None)
-    yield await asyncio.to_thread(writer.end)
+    yield await compute(writer.end)
 
 
 async def _behind(begun: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

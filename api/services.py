@@ -11,10 +11,13 @@ from fastapi import Depends, Request
 from api.admission import Admission
 from api.auth import Authenticator, Caller
 from api.background import Background
+from api.call_room import CallRoom
 from api.database import AsyncDatabase
+from api.event_streams import EventStreams
 from api.flower_address import FlowerAddress
 from api.model_lookup import ModelLookup
 from api.readiness import ReadinessProbe
+from api.request_body import Bodies
 from api.submission import input_limits
 from api.usage_meter import UsageMeter
 from api.worker_choice import WorkerChooser
@@ -58,14 +61,12 @@ class Services:
     metrics: ApiMetrics
     system: SystemMetrics
     flower: FlowerAddress
+    streams: EventStreams
+    bodies: Bodies
+    calls: CallRoom
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     background: Background = field(default_factory=Background)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Largest request body."""
-        return self.settings.max_body_mb * BYTES_A_MB
 
     @property
     def limits(self) -> InputLimits:
@@ -81,8 +82,11 @@ async def services_of(request: Request) -> Services:
 
 
 async def caller_of(request: Request, services: Annotated[Services, Depends(services_of)]) -> Caller:
-    """Who asks; NotAuthenticated if nobody that we know."""
-    return await services.auth.caller(request.headers.get("authorization"))
+    """Who asks; NotAuthenticated if nobody that we know, NotPermitted for other sites' pages where none is needed."""
+    headers = request.headers
+    return await services.auth.caller(
+        headers.get("authorization"), host=headers.get("host"), origin=headers.get("origin")
+    )
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

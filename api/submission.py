@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from api.admission import Admission, Reservation
 from api.auth import Caller
-from api.database import AsyncDatabase, run_sized
+from api.database import AsyncDatabase
 from api.fine_tune_submission import build_fine_tune, hold_training_files, without_missing_files
 from api.input_files import Files, find_input_files, hold_input_files
 from api.model_lookup import ModelLookup, Served
 from api.new_job import new_inference, new_job
+from api.threads import run_sized
 from ondol.contract.errors import InvalidPayload, OndolError, Overloaded, PayloadTooLarge
 from ondol.contract.inference_checks import check_inference, estimate_tokens, token_estimate
 from ondol.contract.jobs import INFERENCE_OPTIONS, InputLimits, ParsedJob, parse_job
@@ -86,7 +87,12 @@ async def prepare(services: Acceptance, origin: Origin, bodies: Sequence[Any]) -
 async def admit(services: Acceptance, jobs: Sequence[NewJob]) -> Reservation:
     """The room in which all of the jobs, at least one and of one project, may wait; Overloaded, PayloadTooLarge."""
     try:
-        return await services.admission.admit(jobs[0].project_id, len(jobs), sum(job.estimated_tokens for job in jobs))
+        return await services.admission.admit(
+            jobs[0].project_id,
+            len(jobs),
+            sum(job.estimated_tokens for job in jobs),
+            num_trainings=sum(job.kind is JobKind.FINE_TUNE for job in jobs),
+        )
     except (Overloaded, PayloadTooLarge) as exc:
         services.admission.counts.refused(exc.code, len(jobs))
         raise

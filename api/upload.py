@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import error_response
 from api.multipart_form import MultipartForm
+from api.threads import in_store
 from models_store.file_blobs import FileWriter
-from ondol.contract.errors import InvalidPayload, OndolError, PayloadTooLarge
+from ondol.contract.errors import InvalidPayload, ModelStoreError, OndolError, PayloadTooLarge
 from ondol.contract.files import check_expiry, check_filename, check_purpose, check_suffix
 
 FILE_FIELD = "file"
@@ -27,6 +29,8 @@ DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_LIMIT_S = 10.0
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -146,9 +150,9 @@ async def receive_file(request: Request, body: RequestBody, writer: FileWriter, 
         uploaded.check_complete()
         if form.num_file_bytes == 0:
             raise InvalidPayload(f"the file {uploaded.filename!r} is empty", param=FILE_FIELD)
-        await asyncio.to_thread(writer.commit)
+        await in_store(writer.commit)
     except BaseException:
-        await asyncio.to_thread(writer.abort)
+        await _abort(writer)
         raise
     uploaded.size_bytes, uploaded.sha256 = writer.num_bytes, writer.sha256
     return uploaded
@@ -159,13 +163,22 @@ async def _copy(body: RequestBody, form: MultipartForm, writer: FileWriter, max_
     async for piece in body.pieces():
         form.feed(piece)
         total += len(piece)
-        if form.num_file_bytes > max_bytes or total > max_bytes + FORM_BYTES:
+        if form.num_file_bytes > max_bytes:
             raise _too_large(max_bytes)
+        if total - form.num_file_bytes > FORM_BYTES:
+            raise PayloadTooLarge(f"the form has over {FORM_BYTES} bytes beside the file")
         if form.num_pending >= PIECE_BYTES:
-            await asyncio.to_thread(writer.write, form.take())
+            await in_store(writer.write, form.take())
     form.end()
     if form.num_pending:
-        await asyncio.to_thread(writer.write, form.take())
+        await in_store(writer.write, form.take())
+
+
+async def _abort(writer: FileWriter) -> None:
+    try:
+        await in_store(writer.abort)
+    except ModelStoreError as exc:  # what broke the upload off is told; the part of it waits for the store's clean-up
+        log.warning("upload.not_removed", reason=exc.message)
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

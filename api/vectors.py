@@ -44,7 +44,8 @@ class StoredVectors(StoredItems):
         if summary.get("shape") is not None:
             return cls(summary, flat.reshape(summary["shape"]), None)
         starts = [0, *np.cumsum(summary["lengths"], dtype=np.int64).tolist()]
-        width = len(flat) // starts[-1] if starts[-1] else 0
+        # Where every input failed there is nothing to measure, and the other shards' vectors have a width all the same.
+        width = len(flat) // starts[-1] if starts[-1] else int(summary.get("dimensions") or 0)
         return cls(summary, flat.reshape(starts[-1], width), starts)
 
     @property

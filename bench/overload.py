@@ -1,8 +1,12 @@
 """Overload: ten times what a stack can do, for minutes: all that is accepted ends, and refusals say when to come back.
 
 `python -m bench.overload [--full] [--minutes M]`. Requests of many jobs each come at a fixed rate, whatever is
-answered. The truth about a refusal is when as many jobs had left the queue as were too many, by the queue's own rows;
-the memory of each process is read once a second.
+answered. The truth about a refusal is the time from its answer until the refused jobs had found room, had nobody else
+come: every job's row says when it was claimed, so it is known to the millisecond when as many had left the queue as
+were too many. Jobs of requests that were sent before the refusal was answered count as being before it. What is told is
+judged as being between half of the truth and twice as much: `retry-after-ms` (which Ondol's and OpenAI's clients obey)
+against the truth; `Retry-After`, which has whole seconds and no zero, against the truth, and against the truth as such
+a header can tell it, in whole seconds. The memory of each process is read once a second.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import argparse
 import bisect
 import concurrent.futures
+import itertools
+import math
 import sqlite3
 import sys
 import threading
@@ -42,26 +48,45 @@ _SETTINGS = {
 }
 MB = 1024 * 1024
 _QUEUED = "SELECT count(*) FROM jobs WHERE state = 'queued' AND kind = 'embedding'"
+_LEFT = "SELECT started_at FROM jobs WHERE kind = 'embedding' AND started_at IS NOT NULL ORDER BY started_at"
 _ENDED = "SELECT state, count(*) FROM jobs WHERE kind = 'embedding' GROUP BY state"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One 429: when, of how many jobs, and what it told (seconds)."""
+    """One 429: when it was answered, of how many jobs, and what `Retry-After` and `retry-after-ms` told (seconds)."""
 
     at: float
     num_jobs: int
-    retry_after_s: float
+    whole_s: float
+    exact_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A refusal, and after how many seconds there was room in truth."""
+
+    told: Refusal
+    truth_s: float
+
+    @property
+    def whole_truth_s(self) -> float:
+        """The truth as `Retry-After` could tell it at best."""
+        return max(1.0, math.ceil(self.truth_s))
 
 
 @dataclass(slots=True)
 class Seen:
-    """What a run has seen; times are monotonic seconds."""
+    """What a run has seen; times are seconds by the clock of the machine, which is the database's, too.
+
+    `accepted`: when each request was sent, and of how many jobs. `left_at`: when each job left the queue, in order.
+    """
 
     accepted: list[tuple[float, int]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     other: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     queued: list[tuple[float, int]] = field(default_factory=list)
+    left_at: list[float] = field(default_factory=list)
     rss: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -85,13 +110,13 @@ class Overload:
         start = time.monotonic_ns() % len(self._texts)
         inputs = [self._some(start + i * TEXTS_A_JOB) for i in range(num_jobs)]
         jobs = [{"kind": "embedding", "model": MODEL, "input": some} for some in inputs]
+        sent_at = time.time()
         answer = self._http.post("/v1/jobs/batch", json={"jobs": jobs})
-        now = time.monotonic()
         with self._lock:
             if answer.status_code == 200:
-                self.seen.accepted.append((now, num_jobs))
+                self.seen.accepted.append((sent_at, num_jobs))
             elif answer.status_code == 429:
-                self.seen.refused.append(Refusal(now, num_jobs, float(answer.headers["retry-after"])))
+                self.seen.refused.append(_refusal(answer, num_jobs))
             else:
                 self.seen.other[answer.status_code] += 1
 
@@ -111,6 +136,7 @@ class Overload:
         finally:
             self._is_over.set()
             watching.join()
+        self.seen.left_at = [at for (at,) in self._rows(_LEFT)]
 
     def wait_for_all(self, limit_s: float) -> None:
         """Return when nothing is queued or running; SystemExit if that takes over `limit_s` and two minutes."""
@@ -138,11 +164,11 @@ class Overload:
     def _watch(self) -> None:
         next_memory_at = 0.0
         while not self._is_over.wait(SAMPLE_S):
-            self.seen.queued.append((time.monotonic(), self._rows(_QUEUED)[0][0]))
+            self.seen.queued.append((time.time(), self._rows(_QUEUED)[0][0]))
             if time.monotonic() >= next_memory_at:
                 next_memory_at = time.monotonic() + 1.0
                 for name, rss in memory_of(self._stack.pid).items():
-                    self.seen.rss[name].append((time.monotonic(), rss / MB))
+                    self.seen.rss[name].append((time.time(), rss / MB))
 
 
 def memory_of(pid: int) -> dict[str, int]:
@@ -162,26 +188,21 @@ def _name(command: Sequence[str]) -> str:
     return Path(command[0]).name if command else "ended"
 
 
-def truths(seen: Seen, max_jobs: int) -> list[tuple[float, float]]:
-    """For each refusal: what it told, and after how many seconds as many jobs had left as were too many.
+def _refusal(answer: httpx.Response, num_jobs: int) -> Refusal:
+    exact_s = float(answer.headers["retry-after-ms"]) / 1000
+    return Refusal(time.time(), num_jobs, float(answer.headers["retry-after"]), exact_s)
 
-    Refusals after which that did not come to pass before the end are left out.
-    """
-    accepted_at = [at for at, _ in seen.accepted]
-    sums = [0]
-    for _, num in seen.accepted:
-        sums.append(sums[-1] + num)
-    left = [(at, sums[bisect.bisect_right(accepted_at, at)] - queued) for at, queued in seen.queued]
-    times = [at for at, _ in left]
+
+def judge(seen: Seen, max_jobs: int) -> list[Judged]:
+    """Each refusal beside the truth; those that would not have found room before the end are left out."""
+    sent = sorted(seen.accepted)
+    sent_at, sums = [at for at, _ in sent], [0, *itertools.accumulate(num for _, num in sent)]
     found = []
     for refusal in seen.refused:
-        first = bisect.bisect_left(times, refusal.at)
-        if first >= len(left):
-            continue
-        excess = seen.queued[first][1] + refusal.num_jobs - max_jobs
-        end = next((at for at, gone in left[first:] if gone - left[first][1] >= excess), None)
-        if end is not None and excess > 0:
-            found.append((refusal.retry_after_s, end - refusal.at))
+        num_to_leave = sums[bisect.bisect_right(sent_at, refusal.at)] + refusal.num_jobs - max_jobs
+        if num_to_leave <= len(seen.left_at):
+            room_at = seen.left_at[num_to_leave - 1] if num_to_leave > 0 else refusal.at
+            found.append(Judged(refusal, max(0.0, room_at - refusal.at)))
     return found
 
 
@@ -233,16 +254,7 @@ def _figures(line: Line, seen: Seen, states: dict[str, int], max_jobs: int) -> N
     line.add("accepted jobs that succeeded", "ratio", [states.get("succeeded", 0) / accepted])
     line.add("answers other than 200 and 429", "", [sum(seen.other.values())], note=str(dict(seen.other) or ""))
     line.add("most jobs queued, of what may wait", "ratio", [max(num for _, num in seen.queued) / max_jobs])
-    found = truths(seen, max_jobs)
-    ratios = [told / truth for told, truth in found]
-    if ratios:
-        line.add("Retry-After: told over truth, median", "ratio", [percentile(ratios, 50)], f"{len(ratios)} refusals")
-        line.add("Retry-After: told over truth, 5th percentile", "ratio", [percentile(ratios, 5)])
-        line.add("Retry-After: told over truth, 95th percentile", "ratio", [percentile(ratios, 95)])
-        line.add("Retry-After: within twice the truth", "ratio", [sum(0.5 <= r <= 2 for r in ratios) / len(ratios)])
-        line.add("truth, median", "s", [percentile([truth for _, truth in found], 50)])
-    else:
-        line.leave_out("Retry-After against the truth: nothing was refused")
+    _told_figures(line, judge(seen, max_jobs))
     began = min(at for at, _ in seen.queued)
     for name, points in sorted(seen.rss.items()):
         line.add(
@@ -250,6 +262,28 @@ def _figures(line: Line, seen: Seen, states: dict[str, int], max_jobs: int) -> N
         )
         curve = tuple((at - began, mb) for at, mb in points)
         line.series.append(Series("memory", name, "seconds", "MB resident", curve))
+
+
+def _told_figures(line: Line, judged: Sequence[Judged]) -> None:
+    if not judged:
+        line.leave_out("Retry-After against the truth: nothing was refused")
+        return
+    for name, pairs in (
+        ("retry-after-ms: within twice the truth", [(one.told.exact_s, one.truth_s) for one in judged]),
+        ("Retry-After: within twice the truth", [(one.told.whole_s, one.truth_s) for one in judged]),
+        ("Retry-After: the same in whole seconds", [(one.told.whole_s, one.whole_truth_s) for one in judged]),
+    ):
+        line.add(name, "ratio", [sum(truth / 2 <= told <= 2 * truth for told, truth in pairs) / len(pairs)])
+    late = [one.told.exact_s - one.truth_s for one in judged]
+    line.add("retry-after-ms: not before there was room", "ratio", [sum(s >= 0 for s in late) / len(late)])
+    for percent in (5, 50, 95):
+        line.add(f"retry-after-ms less the truth, percentile {percent}", "s", [percentile(late, percent)])
+    line.add("truth, median", "s", [percentile([one.truth_s for one in judged], 50)], f"{len(judged)} refusals")
+    began = judged[0].told.at
+    told = tuple((one.told.at - began, one.told.exact_s) for one in judged)
+    true = tuple((one.told.at - began, one.truth_s) for one in judged)
+    for name, curve in (("told", told), ("truth", true)):
+        line.series.append(Series("retry_after", name, "seconds", "seconds", curve))
 
 
 def main() -> int:

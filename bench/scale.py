@@ -85,7 +85,7 @@ def _one_round(taken: Taken, point: Point, url: str, peer: Peer, num: int, serve
         for first in range(0, num, SUBMIT):
             add_jobs(database, min(SUBMIT, num - first))
     meter = Meter((server_pid,) if server_pid else (), counts_self=False)
-    found = peer.run(num_workers=point[2])
+    found = peer.run(num_workers=point[2], num_jobs=num)
     if found["num"] != num:
         raise RuntimeError(f"the simulated workers completed {found['num']} of {num} jobs")
     cpu_s = found["cpu_s"] + meter.stop().cpu_s

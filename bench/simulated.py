@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,7 +27,7 @@ from ondol.contract.ids import new_job_id
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import Priority
 from ondol.sql.database import Database
-from ondol.sql.records import ClaimedJob, Completion, NewJob
+from ondol.sql.records import ClaimedJob, Completion, NewJob, RungMessage
 from ondol.sql.ringing import WindowLimits
 from ondol.sql.tables import messages
 from ondol.sql.unit_of_work import UnitOfWork
@@ -55,7 +56,12 @@ class Simulated:
 
     def run_message(self) -> int:
         """Ring if nothing is rung for this worker, then claim, complete and finish a message; how many jobs it had."""
-        message_id = self.database.read(self._rung) or self._ring()
+        num = self.run_rung()
+        return num if num or not self.ring() else self.run_rung()
+
+    def run_rung(self) -> int:
+        """Claim, complete and finish a message that was rung for this worker; how many jobs it had, 0 without one."""
+        message_id = self.database.read(self._rung)
         if message_id is None:
             return 0
         claimed = self.database.write(
@@ -69,9 +75,9 @@ class Simulated:
         uow.attempts.complete([completion_of(job) for job in claimed], worker=self.name)
         uow.ringing.finish(message_id)
 
-    def _ring(self) -> str | None:
-        self.database.write(lambda uow: uow.ringing.choose(LIMITS))
-        return self.database.read(self._rung)
+    def ring(self) -> list[RungMessage]:
+        """Fill the windows of all workers; what was rung."""
+        return self.database.write(lambda uow: uow.ringing.choose(LIMITS))
 
     def _rung(self, uow: UnitOfWork) -> str | None:
         mine = sa.and_(messages.c.worker == self.name, messages.c.claimed_at.is_(None))
@@ -79,10 +85,45 @@ class Simulated:
         return None if found is None else str(found)
 
 
+class Round:
+    """What the workers of one round share: how many jobs are left, and a bell for each, in place of Redis."""
+
+    def __init__(self, context: ForkContext, num_workers: int, num_jobs: int) -> None:
+        self._bells = {_name(number): context.Semaphore(0) for number in range(num_workers)}
+        self._num_left = context.Value("q", num_jobs)
+
+    def start(self, worker: Simulated) -> None:
+        """The first ring, as the api's after a submission; the others follow from messages that were finished."""
+        self._announce(worker.ring())
+
+    def run(self, worker: Simulated) -> int:
+        """Run the messages rung for this worker until no job of the round is left; how many jobs it had."""
+        num = 0
+        while True:
+            self._bells[worker.name].acquire()
+            with self._num_left.get_lock():
+                if self._num_left.value <= 0:
+                    return num
+            found = worker.run_rung()
+            num += found
+            with self._num_left.get_lock():
+                self._num_left.value -= found
+                is_over = self._num_left.value <= 0
+            if is_over:
+                for bell in self._bells.values():
+                    bell.release()
+            else:
+                self._announce(worker.ring())
+
+    def _announce(self, rung: list[RungMessage]) -> None:
+        for message in rung:
+            self._bells[message.worker].release()
+
+
 @contextlib.contextmanager
 def simulated_worker(url: str, number: int = 0) -> Iterator[Simulated]:
     """A worker with a session of its own, which ends with the block."""
-    name = f"simulated{number}@bench"
+    name = _name(number)
     with contextlib.closing(Database(url)) as database:
         session_id = database.write(
             lambda uow: uow.sessions.open(
@@ -132,24 +173,30 @@ def completion_of(job: ClaimedJob) -> Completion:
     )
 
 
-def _work(url: str, number: int, pipe: Connection) -> None:
-    """One worker process: say that the session is open, wait for the word, then run until nothing waits."""
+def _name(number: int) -> str:
+    return f"simulated{number}@bench"
+
+
+def _work(url: str, number: int, shared: Round, pipe: Connection) -> None:
+    """One worker process: say that the session is open, wait for the word, then run until no job is left."""
     with simulated_worker(url, number) as worker:
         pipe.send(None)
         pipe.recv()
-        began, cpu_before, num = time.time(), time.process_time(), 0
-        while found := worker.run_message():
-            num += found
+        began, cpu_before = time.time(), time.process_time()
+        if number == 0:
+            shared.start(worker)
+        num = shared.run(worker)
         pipe.send({"num": num, "began": began, "ended": time.time(), "cpu_s": time.process_time() - cpu_before})
         pipe.recv()  # sessions stay open until all are through: an ending one would hand out its window again
 
 
-def _round(url: str, num_workers: int) -> Figures:
+def _round(url: str, num_workers: int, num_jobs: int) -> Figures:
     context = multiprocessing.get_context("fork")  # this process has one thread, and children start at once
+    shared = Round(context, num_workers, num_jobs)
     pipes, children = [], []
     for number in range(num_workers):
         ours, theirs = context.Pipe()
-        child = context.Process(target=_work, args=(url, number, theirs), daemon=True)
+        child = context.Process(target=_work, args=(url, number, shared, theirs), daemon=True)
         child.start()
         pipes.append(ours)
         children.append(child)
@@ -179,7 +226,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--database", required=True)
     parsed = parser.parse_args(argv)
     stop_in_order()
-    serve_rounds(lambda request: _round(parsed.database, request["num_workers"]))
+    serve_rounds(lambda request: _round(parsed.database, request["num_workers"], request["num_jobs"]))
     return 0
 
 

@@ -8,14 +8,15 @@ one that Ondol may reach: a private one needs ONDOL_WEBHOOK_NETWORKS=127.0.0.0/8
 
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from numpy.typing import NDArray
 
-from ondol import AsyncOndol, InvalidWebhook, verify_webhook
+from ondol import AsyncOndol, InvalidWebhook, ItemErrors, OndolError, verify_webhook
 
 MODEL = "all-minilm-l6-v2"
 HOOK = os.environ.get("HOOK_URL", "http://127.0.0.1:8000/hooks/ondol")
@@ -41,9 +42,13 @@ async def add(documents: list[str]) -> dict[str, str]:
     """Accept documents; a durable job embeds them, whatever dies meanwhile."""
     batch = uuid.uuid4().hex
     waiting[batch] = documents  # before the job is submitted: its end may be told before its acceptance is answered
-    job = await app.state.ondol.jobs.create(
-        kind="embedding", model=MODEL, input=documents, metadata={"batch": batch}, webhook=HOOK
-    )
+    try:
+        job = await app.state.ondol.jobs.create(
+            kind="embedding", model=MODEL, input=documents, metadata={"batch": batch}, webhook=HOOK
+        )
+    except OndolError:
+        del waiting[batch]
+        raise
     return {"job": job.id}
 
 
@@ -55,13 +60,24 @@ async def told(request: Request) -> dict[str, bool]:
     except InvalidWebhook as error:
         raise HTTPException(400, str(error)) from error
     batch = event["data"]["metadata"]["batch"]
-    has_vectors = event["type"] == "job.succeeded"
-    found = await app.state.ondol.jobs.vectors(event["data"]["id"]) if has_vectors else ()
-    documents = waiting.pop(batch, None)  # only now: what fails above is told again
-    if documents is not None and has_vectors:
-        texts.extend(documents)
-        vectors.extend(found)
+    found = await vectors_of(event)
+    documents = waiting.pop(batch, [])  # only now: what fails above is told again
+    for document, vector in zip(documents, found, strict=False):
+        if not np.isnan(vector).any():
+            texts.append(document)
+            vectors.append(vector)
     return {"ok": True}
+
+
+async def vectors_of(event: Mapping[str, Any]) -> NDArray[np.float32]:
+    """One row a document, of NaN where a document failed; no rows where the whole job did."""
+    if event["type"] != "job.succeeded":
+        return np.empty((0, 0), dtype=np.float32)
+    try:
+        found: NDArray[np.float32] = await app.state.ondol.jobs.vectors(event["data"]["id"])
+    except ItemErrors as error:
+        found = error.partial  # telling it again would fail again: the documents that it names never get a vector
+    return found
 
 
 @app.get("/search")

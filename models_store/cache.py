@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from models_store.cache_locks import Pins, exclusive, exclusive_if_free
-from models_store.copying import copy_hashed, hash_file
+from models_store.copying import copy_hashed, hash_file, sync_folder
 from models_store.failures import translated
 from models_store.manifest import Manifest, ManifestFile, check_digest
 from models_store.store import ModelStore
@@ -70,27 +70,12 @@ class LocalCache:
         """Take back one pin of `materialise(…, pin=True)`; ValueError if there is none."""
         self._pins.remove(self._use_lock(manifest_digest))
 
-    def verify(self, store: ModelStore, manifest_digest: str, ref: str) -> None:
-        """Compare every cached byte again; on damage the copy is removed and ChecksumMismatch says which file."""
-        manifest = store.read_manifest(manifest_digest)
-        folder = self._root / manifest_digest
-        with translated(f"verifying the cached {ref}"):
-            for file in manifest.files:
-                actual = hash_file(folder / file.path)
-                if actual != file.sha256:
-                    self._remove(manifest_digest)
-                    raise ChecksumMismatch(ref=ref, file=file.path, expected=file.sha256, actual=actual)
-
-    def size_bytes(self) -> int:
-        """Bytes of all whole versions in the cache; files shared with a local store are counted too."""
-        return sum(entry.size_bytes for entry in self._entries())
-
     def _is_whole(self, folder: Path) -> bool:
         """Whether the folder was verified and no file was cut, removed or exchanged by one of another size since."""
         try:
             sizes = json.loads((folder / _MARKER).read_bytes())
             return all((folder / path).stat().st_size == size for path, size in sizes.items())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # a power cut may leave the marker's name without its bytes
             return False
 
     def _fill(self, store: ModelStore, digest: str, ref: str) -> None:
@@ -107,6 +92,7 @@ class LocalCache:
             try:
                 self._stage(store, manifest, staging, ref)
                 staging.rename(folder)
+                sync_folder(self._root)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
@@ -120,7 +106,11 @@ class LocalCache:
             if actual != file.sha256:
                 raise ChecksumMismatch(ref=ref, file=file.path, expected=file.sha256, actual=actual)
         marker = {file.path: file.size_bytes for file in manifest.files}
-        (staging / _MARKER).write_text(json.dumps(marker))
+        with (staging / _MARKER).open("xb") as writer:
+            writer.write(json.dumps(marker).encode())
+            _finish(writer)
+        for inner, _, _ in os.walk(staging):
+            sync_folder(Path(inner))
 
     def _make_room(self, size_bytes: int, ref: str) -> None:
         if size_bytes > self._max_bytes:
@@ -129,6 +119,7 @@ class LocalCache:
                 code="cache_too_small",
             )
         with exclusive(self._locks / "evict"):
+            self._remove_leftovers()
             entries = sorted(self._entries(), key=lambda entry: entry.used_at)
             excess = sum(entry.size_bytes for entry in entries) + size_bytes - self._max_bytes
             for entry in entries:
@@ -139,6 +130,16 @@ class LocalCache:
                     f"no room for {ref}: the model cache lacks {excess} bytes and the rest is in use",
                     code="storage_full",
                 )
+
+    def _remove_leftovers(self) -> None:
+        """What processes that were killed had begun to fill or to remove: it is counted nowhere."""
+        for trash in self._root.glob(f"{_TRASH}*"):
+            shutil.rmtree(trash, ignore_errors=True)
+        for staging in self._root.glob(f"{_STAGING}*"):
+            digest = staging.name.removeprefix(_STAGING).partition("-")[0]
+            with exclusive_if_free(self._locks / f"{digest}.fill") as is_free:
+                if is_free:
+                    shutil.rmtree(staging, ignore_errors=True)
 
     def _evict(self, digest: str) -> bool:
         with exclusive_if_free(self._use_lock(digest)) as is_free:
@@ -165,10 +166,16 @@ class LocalCache:
                 entries.append(_Entry(marker.parent.name, sum(sizes.values()), marker.stat().st_mtime))
             except FileNotFoundError:
                 continue  # another process evicted it meanwhile
+            except ValueError:  # torn by a power cut: it takes its room until it goes, before all others
+                entries.append(_Entry(marker.parent.name, _size_on_disk(marker.parent), used_at=0.0))
         return entries
 
     def _use_lock(self, digest: str) -> Path:
         return self._locks / f"{digest}.use"
+
+
+def _size_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _touch(path: Path) -> None:
@@ -199,5 +206,7 @@ def _link(blob: Path, target: Path) -> bool:
 
 
 def _finish(file: BinaryIO) -> None:
+    """On the disk before the folder has its name: what is found whole there after a power cut is whole."""
     file.flush()
     os.fchmod(file.fileno(), 0o444)
+    os.fsync(file.fileno())

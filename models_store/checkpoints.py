@@ -18,7 +18,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from models_store.copying import CANNOT_LINK, copy_hashed, durable_file, link_durable
+from models_store.copying import CANNOT_LINK, copy_hashed, durable_file, link_durable, make_folder
 from models_store.failures import translated
 from models_store.manifest import ManifestFile, make_manifest
 from ondol.contract.errors import ChecksumMismatch, ModelStoreError
@@ -118,7 +118,7 @@ class CheckpointStore:
 
     def _link_or_copy(self, reader: BinaryIO, source: Path, target: Path) -> str:
         """A second name for a file that never changes, which costs no writing; a copy where names cannot be shared."""
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         try:
             link_durable(source, target)
         except OSError as exc:

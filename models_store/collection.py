@@ -66,8 +66,9 @@ class Collector:
     ) -> Collected:
         """Delete manifests not `in_use`, blobs that none of the others names, and folders of jobs that do not exist.
 
-        `known` are all that the database ever had. InvalidPayload, and nothing is deleted, if the store's clock is
-        another, if none of its versions is known, or if some old ones are not, unless those are to go, too.
+        `known` are all that the database ever had, or that somebody began to publish. InvalidPayload, and nothing is
+        deleted, if the store's clock is another, if none of its versions is known, or if some old ones are not, unless
+        those are to go, too.
         """
         listed = set(self._store.list_manifests())
         self._refuse_strangers(listed, set(known))
@@ -89,6 +90,10 @@ class Collector:
             is_dry=self._is_dry,
         )
 
+    def stored(self) -> list[str]:
+        """Digests of the manifests that are in the store now."""
+        return self._store.list_manifests()
+
     def _refuse_strangers(self, listed: set[str], known: set[str]) -> None:
         if listed and listed.isdisjoint(known):
             raise InvalidPayload(
@@ -100,7 +105,7 @@ class Collector:
             raise InvalidPayload(
                 f"the database never knew {len(strange)} of the store's {len(listed)} versions; nothing is deleted: "
                 "they are another database's, or later than the backup that this one was restored from; "
-                "only if they are left of publishes that broke off, add --unknown"
+                "only if you know that they are neither, add --unknown"
             )
 
     def _refuse_another_clock(self) -> None:
@@ -140,7 +145,11 @@ def collect(*, grace: timedelta, is_dry: bool, with_unknown: bool) -> Collected:
     collector = Collector(settings.resolved_store_url(), grace=grace, is_dry=is_dry, with_unknown=with_unknown)
     in_use = administration.manifests_in_use(url, grace_s=grace.total_seconds())
     known = administration.known_manifests(url)
-    return collector.collect(in_use, lambda ids: administration.jobs_that_exist(url, ids), known=known)
+    found = collector.collect(in_use, lambda ids: administration.jobs_that_exist(url, ids), known=known)
+    if not is_dry:
+        forgotten_after = max(grace, REUSE_WITHIN + _LONGEST_PUBLISH)
+        administration.forget_intents(url, collector.stored(), older_than_s=forgotten_after.total_seconds())
+    return found
 
 
 def _main() -> int:

@@ -80,6 +80,14 @@ def link_durable(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder, and those above it that are missing; their names survive a power cut."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make names created in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from models_store.copying import copy_hashed, durable_file, sync_folder
+from models_store.copying import copy_hashed, durable_file, make_folder, sync_folder
 from models_store.failures import translated
 from models_store.store import is_object_store
 from ondol.contract.errors import ChecksumMismatch, FileNotFound, ModelStoreError
@@ -167,10 +167,11 @@ class FileWriter:
 
     def _opened(self) -> IO[bytes]:
         if self._file is None:
-            self._fs.makedirs(self._fs._parent(self._path), exist_ok=True)
             if self._is_local:
+                make_folder(Path(self._path).parent)
                 self._file = Path(self._staging).open("xb")  # noqa: SIM115 - closed by commit or abort
             else:
+                self._fs.makedirs(self._fs._parent(self._path), exist_ok=True)
                 self._file = cast(IO[bytes], self._fs.open(self._staging, "wb", block_size=BLOCK_BYTES))
         return self._file
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from models_store.allowed_files import list_folder
-from models_store.copying import copy_hashed, durable_file, hash_file
+from models_store.copying import copy_hashed, durable_file, hash_file, make_folder
 from models_store.failures import translated
 from models_store.manifest import Manifest, ManifestFile, check_digest, make_manifest, parse_manifest
 from ondol.contract.errors import ModelStoreError
@@ -57,17 +57,21 @@ class ModelStore:
         self._root = root.rstrip("/")
         self.is_local = isinstance(filesystem, LocalFileSystem)
 
-    def publish_folder(self, folder: Path, ref: str) -> Manifest:
+    def publish_folder(self, folder: Path, ref: str, *, intend: Callable[[str], None] | None = None) -> Manifest:
         """Store every file under `folder` and then its manifest; publishing the same files again changes nothing.
 
-        `ref` names the version in errors. ModelRefused for a file that may not be stored (nothing is written then).
+        `intend` is told the manifest's digest before anything is written: a manifest that the database never heard of
+        stops the collection. `ref` names the version in errors. ModelRefused for a file that may not be stored (nothing
+        is written then).
         """
         files = [
             ManifestFile(path, (folder / path).stat().st_size, hash_file(folder / path)) for path in list_folder(folder)
         ]
+        manifest, data = make_manifest(files)
+        if intend is not None:
+            intend(manifest.digest)
         for file in files:
             self._put_blob(folder / file.path, file, ref)
-        manifest, data = make_manifest(files)
         with translated(f"writing the manifest of {ref}"):
             self._write_bytes(self._manifest_path(manifest.digest), data)
         return manifest
@@ -156,17 +160,6 @@ class ModelStore:
             finally:
                 self._fs.rm_file(path)
 
-    def check_writable(self) -> None:
-        """Write, read back and delete a small file; StoreUnavailable says why that cannot be done."""
-        path = f"{self._root}/.check-{uuid.uuid4().hex}"
-        with translated(f"checking the store {self.url}"):
-            self._write_bytes(path, b"ondol")
-            try:
-                if self._fs.cat_file(path) != b"ondol":
-                    raise OSError("what was written is not what is read back")
-            finally:
-                self._fs.rm_file(path)
-
     def _put_blob(self, source: Path, file: ManifestFile, ref: str) -> None:
         target = self._blob_path(file.sha256)
         with translated(f"storing {file.path} of {ref}"):
@@ -179,7 +172,7 @@ class ModelStore:
 
     def _put_local(self, source: Path, target: str) -> str:
         path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with source.open("rb") as reader, durable_file(path, _staging_name(path)) as writer:
             return copy_hashed(reader, writer)
 
@@ -206,7 +199,7 @@ class ModelStore:
 
     def _write_bytes(self, path: str, data: bytes) -> None:
         if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(path).parent)
             with durable_file(Path(path), _staging_name(Path(path))) as file:
                 file.write(data)
             return

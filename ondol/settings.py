@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 from ondol.contract.errors import BrokerUnavailable
-from ondol.setting_values import at_least_an_hour, split_by_comma, url_of
+from ondol.setting_values import at_least_an_hour, is_loopback, split_by_comma, url_of
 from ondol.url_password import with_password
 
 PREFIX = "ONDOL_"
@@ -98,7 +98,6 @@ class CommonSettings(LogSettings):
     store_url: str | None = Field(
         None, description="fsspec URL of the model store; default: the folder `store` in the data folder."
     )
-    allow_hub: bool = Field(False, description="Whether models may be imported by hub id; off means no download, ever.")
     metrics_port: int | None = Field(
         None, ge=1, le=65_535, description="Port of this process's /metrics; the api has them on its own port anyway."
     )
@@ -208,6 +207,10 @@ class AdmissionSettings(_Settings):
     project_max_queued_tokens: PositiveInt | None = Field(
         None, le=10**15, description="The same of one project, in estimated tokens."
     )
+    max_queued_fine_tunes: PositiveInt = Field(1_000, le=1_000_000, description="Waiting fine-tunes; then 429.")
+    project_max_queued_fine_tunes: PositiveInt | None = Field(
+        None, le=1_000_000, description="The same of one project."
+    )
     webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         max_length=64,
@@ -240,6 +243,12 @@ class ApiSettings(CommonSettings, WindowSettings, AdmissionSettings):
     database_limit_s: Seconds = Field(
         15.0, ge=1, le=600, description="Longest wait for one read or write of the database before it answers 503."
     )
+    max_event_streams: PositiveInt = Field(2_000, le=100_000, description="Event streams open at a time; then 503.")
+    project_max_event_streams: PositiveInt = Field(1_000, le=100_000, description="The same of one project; then 429.")
+    max_calls_waiting: PositiveInt = Field(2_000, le=1_000_000, description="Calls that wait at a time; then 429.")
+    project_max_calls_waiting: PositiveInt = Field(1_000, le=1_000_000, description="The same of one project.")
+    max_bodies_mb: PositiveInt = Field(256, le=65_536, description="Bodies held of all requests together; then 503.")
+    client_gone_s: Seconds = Field(300.0, ge=1, le=3_600, description="A client that takes no byte so long is left.")
     max_wait_s: Seconds = Field(60.0, le=600, description="Longest `?wait=` of a long poll.")
     idempotency_ttl_s: Seconds = Field(
         86_400.0, ge=60, le=2_592_000, description="How long an Idempotency-Key is remembered."
@@ -385,6 +394,9 @@ class RetentionSettings(_Settings):
     keep_files_days: Days = Field(
         0.0, description="Days that an uploaded file is kept that names no time itself and that no open job needs."
     )
+    keep_dead_letters_days: Days = Field(
+        14.0, le=90, description="Days that a message is kept that nobody understands (`ondol dead-letters`)."
+    )
 
 
 class ReconcilerSettings(CommonSettings, WindowSettings, RetentionSettings):
@@ -478,13 +490,3 @@ def settings_error_line(error: ValidationError) -> str:
         name = str(item["loc"][0]) if item["loc"] else ""
         parts.append(f"{PREFIX}{name.upper()}: {message}" if name else message)
     return "bad setting: " + "; ".join(dict.fromkeys(parts))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a bind address is reachable from this host only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import sys
 
-from ondol.settings import WorkerSettings, load_settings
-from workers.device_keeper import DeviceProgram
-from workers.main import device_arguments, run_worker
+from workers.stopping import StopRequest
 
 
 def main(fault_arguments: list[str]) -> int:
     """Run until SIGTERM."""
+    stop = StopRequest.listen()
+    from ondol.settings import WorkerSettings, load_settings
+    from workers.device_keeper import DeviceProgram
+    from workers.worker_process import device_arguments, run_worker
 
     def program(settings: WorkerSettings, cores: tuple[int, ...]) -> DeviceProgram:
         argv = (sys.executable, "-m", "tests.device_programs", *fault_arguments, *device_arguments(settings, cores))
         return DeviceProgram(argv)
 
-    return run_worker(load_settings(WorkerSettings), program)
+    return run_worker(load_settings(WorkerSettings), stop, program)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class TornPostgres:
         self._upstream = sa.make_url(url)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._tear = threading.Event()
+        self._cut = threading.Event()
         self._refuse = threading.Event()
         self._open: list[socket.socket] = []
         self.num_torn = 0
@@ -38,6 +39,11 @@ class TornPostgres:
         if then_refuse:
             self._refuse.set()
 
+    def cut(self) -> None:
+        """Lose the next commit itself, which rolls its transaction back, and let no new connection through after it."""
+        self._cut.set()
+        self._refuse.set()
+
     def let_in(self) -> None:
         """Let new connections through again."""
         self._refuse.clear()
@@ -54,7 +60,7 @@ class TornPostgres:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            if self._refuse.is_set() and not self._tear.is_set():
+            if self._refuse.is_set() and not (self._tear.is_set() or self._cut.is_set()):
                 client.close()
                 continue
             server = self._connect()
@@ -72,6 +78,10 @@ class TornPostgres:
                     server.shutdown(socket.SHUT_WR)
                     self.num_torn += 1
                     return
+                if self._cut.is_set() and _COMMIT in data:
+                    self._cut.clear()
+                    client.shutdown(socket.SHUT_RDWR)
+                    break
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 

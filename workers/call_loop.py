@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from ondol.broker.call_worker import CallTaker, ReplySender
 from ondol.broker.calls import CallReply, CallRequest, error_header, reply_header
-from ondol.contract.errors import DeadlineExceeded, NotReady, OndolError
+from ondol.contract.errors import DeadlineExceeded, OndolError
 from ondol.contract.frames import pack_frame
 from ondol.metrics.jobs import StageMetrics
 from workers.batcher import Batcher
+from workers.cold_calls import ColdCalls, stopping
 from workers.in_flight import InFlight
 from workers.inference_task import InferenceTask, TaskRequest
 from workers.model_library import ModelLibrary
@@ -24,11 +24,12 @@ from workers.vital_thread import vital_thread
 log = structlog.get_logger(__name__)
 
 _TAKE_AT_MOST = 128
-_COLD_THREADS = 4
+_ENDING_S = 2.0
+"""For calls that still wait for a model when the device process is gone: they end at once, with its error."""
 
 
 class CallLoop:
-    """One thread takes; calls to models that are not here yet wait on a few threads of their own."""
+    """One thread takes; calls to models that are not here yet wait beside it (`workers.cold_calls`)."""
 
     def __init__(
         self,
@@ -52,11 +53,13 @@ class CallLoop:
         self._open_calls = 0
         self._changed = threading.Condition()
         self._stopping = threading.Event()
-        self._cold = ThreadPoolExecutor(_COLD_THREADS, thread_name_prefix="cold-call")
+        self._is_over = threading.Event()
+        self._cold = ColdCalls(self._run_cold, self._refuse)
         self._thread = vital_thread("call-loop", self._loop)
 
     def start(self) -> None:
         """Begin to take calls."""
+        self._cold.start()
         self._thread.start()
 
     def begin_to_stop(self) -> None:
@@ -64,16 +67,24 @@ class CallLoop:
         self._stopping.set()
 
     def stop(self, *, limit_s: float) -> None:
-        """Take no more, wait for those that run, and refuse what still waits in the list, so that clients try again."""
+        """Take no more, wait for those that run, and refuse what still waits, so that clients try again elsewhere."""
         self._stopping.set()
+        self._cold.stop()
+        ends_at = time.monotonic() + limit_s
         self._thread.join(timeout=limit_s)
+        self._cold.wait(max(0.0, ends_at - time.monotonic()))
         with self._changed:
             self._changed.wait_for(lambda: self._open_calls == 0, limit_s)
-        self._cold.shutdown(wait=False, cancel_futures=True)
+        self._is_over.set()
         for api_id, request in self._taker.take_waiting():
-            self._refuse(api_id, request, NotReady("the worker is stopping; try again"))
+            self._refuse(api_id, request, stopping())
         if not self._thread.is_alive():  # one that still waits for Redis ends with the process
             self._taker.close()
+
+    def close(self) -> None:
+        """Send the answers that wait. Called after `stop`, and when the device process is gone."""
+        self._cold.wait(_ENDING_S)
+        self._replies.close()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -82,14 +93,16 @@ class CallLoop:
             self._batcher.add(self._take())  # no name here keeps the last work, and its files, while nothing comes
 
     def _take(self) -> list[Work]:
-        """Works of the calls that have come for models that are here; the others wait on threads of their own."""
+        """Works of the calls that have come for models that are here; the others wait in their models' lines."""
         works = []
         for api_id, request in self._taker.take(_TAKE_AT_MOST):
-            if self._library.is_prepared(request.version_id, str(request.options.get("dtype", "auto"))):
+            if self._is_over.is_set():  # Redis answered late: nobody runs them any more
+                self._refuse(api_id, request, stopping())
+            elif self._library.is_prepared(request.version_id, str(request.options.get("dtype", "auto"))):
                 work = self._prepare(api_id, request)
                 works += [work] if work is not None else []
             else:
-                self._cold.submit(self._run_cold, api_id, request)
+                self._cold.add(api_id, request)
         return works
 
     def _has_room(self) -> bool:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import structlog
+from celery.apps.worker import Worker
 from celery.signals import worker_shutting_down
 from celery.worker.control import Panel, ok
 
 from ondol.broker.celery_app import READ_VERSIONS, RUN_TASK, make_celery_app
+from ondol.broker.dead_letters import Cause, DeadLetters
 from workers.hearing import Hearing
 from workers.lean_consumer import hearing_with
+from workers.stopping import StopRequest
 
 log = structlog.get_logger(__name__)
+
+
+class _ListeningWorker(Worker):  # type: ignore[misc]  # celery is untyped
+    """Hears what this process was asked before Celery's handlers were there."""
+
+    asked_before: StopRequest
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Install the signal handlers: from here on nothing is missed, so that what came before is sent again."""
+        super().install_platform_tweaks(worker)
+        self.asked_before.pass_on()
 
 
 def _leave_to_sql(_panel: Any, **_: Any) -> Any:
@@ -30,29 +45,36 @@ def consume(
     handle: Callable[[str], None],
     begin_to_stop: Callable[..., None],
     hearing: Hearing,
+    letters: DeadLetters,
+    stop: StopRequest,
 ) -> int:
     """Take messages from `queues` until SIGTERM or SIGINT, on this (the main) thread; the exit code.
 
     `handle` gets each message's id, on one of `concurrency` threads. `begin_to_stop` runs inside the signal handler.
-    `hearing` is told of each message, and may ask for a new connection.
+    `hearing` is told of each message, and may ask for a new connection. What is no message goes to `letters`.
+    A `stop` that was asked for before Celery listens counts too.
     """
     app = make_celery_app(redis_url, queues=queues)
     for queue in app.conf.task_queues:
         queue.no_ack = True
 
-    @app.task(name=RUN_TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # celery is untyped
-    def run_message(v: int, message: str = "", **_: Any) -> None:
+    @app.task(name=RUN_TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery is untyped
+    def run_message(task: Any, /, *args: Any, v: Any = None, message: Any = "", **rest: Any) -> None:
         # The rest, as the jobs, is for people who look at the queue: the claim finds them by the message.
         hearing.heard()
-        if v in READ_VERSIONS:
+        if type(v) is int and v in READ_VERSIONS and isinstance(message, str):
             handle(message)
         else:  # left unclaimed: the reconciler rings again, and a worker of that version may take it
-            log.warning("message.unknown_version", version=v, message_id=message)
+            log.warning("message.unknown_version", version=v if type(v) is int else type(v).__name__)
+            found = json.dumps({"args": args, "v": v, "message": message, **rest}).encode()
+            queue = str((task.request.delivery_info or {}).get("routing_key"))
+            letters.put_aside(queue, found, Cause.UNKNOWN_VERSION)
 
     for name_of_command in ("revoke", "terminate"):
         Panel.register(name=name_of_command, type="control", visible=False)(_leave_to_sql)
     worker_shutting_down.connect(begin_to_stop, weak=False)
-    worker = app.Worker(
+    worker = _ListeningWorker(
+        app=app,
         hostname=name,
         pool="threads",
         concurrency=concurrency,
@@ -61,7 +83,8 @@ def consume(
         without_gossip=True,
         without_mingle=True,
         optimization="fair",
-        consumer_cls=hearing_with(hearing),
+        consumer_cls=hearing_with(hearing, letters),
     )
+    worker.asked_before = stop
     worker.start()
     return int(worker.exitcode or 0)

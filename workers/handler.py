@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class HandlerDeps:
-    """What the handler works with; built once in `workers.main`."""
+    """What the handler works with; built once in `workers.worker_process`."""
 
     database: Database
     library: ModelLibrary
@@ -150,7 +150,7 @@ def _run_and_record(claimed: list[ClaimedJob], record: _Record, session_id: str,
     while prepared:  # outputs go when the bytes are made of them
         ready = prepared.pop(0)
         if not ready.task.work.is_struck:
-            record.outcomes.append(outcome_of(ready, deps.blobs))
+            record.outcomes.append(outcome_of(ready, deps.blobs, max_attempts=deps.max_attempts))
         elif is_ending:
             record.unfinished.append(ready.job)
         else:  # struck by whoever cancelled the job
@@ -174,10 +174,8 @@ def _begin_one(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerD
             return _prepare(job, deps)
         elif job.kind is not JobKind.IMPORT:
             raise UnknownJobKind(f"jobs of kind {job.kind} are not run by this worker", param="kind")
-        elif not deps.importer.run(job, must_end=lambda: _must_end(session_id, deps)):
-            record.unfinished.append(job)
         else:
-            deps.metrics.attempts.ended(job.kind, "succeeded")
+            _import(job, record, session_id, deps)
     except DatabaseUnavailable:  # an outage is nobody's failure: no retry is counted for it
         record.unfinished.append(job)
     except OndolError as exc:
@@ -238,6 +236,18 @@ def _plan(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) 
     )
 
 
+def _import(job: ClaimedJob, record: _Record, session_id: str, deps: HandlerDeps) -> None:
+    """Import a model, and record it as the version and the job's result."""
+    with deps.in_flight.planning(job.id) as is_struck:
+        is_done = deps.importer.run(job, must_end=lambda: is_struck() or _must_end(session_id, deps))
+    if is_done:
+        deps.metrics.attempts.ended(job.kind, "succeeded")
+    elif _must_end(session_id, deps):
+        record.unfinished.append(job)
+    else:  # struck by whoever cancelled the job
+        deps.metrics.attempts.ended(job.kind, "cancelled")
+
+
 def _record_shards(uow: UnitOfWork, job: ClaimedJob, planned: PlannedShards, deps: HandlerDeps) -> bool:
     is_recorded = uow.shards.record(
         job.id,
@@ -271,8 +281,8 @@ def _store(record: _Record, session_id: str, deps: HandlerDeps) -> bool:
     started_at = time.monotonic()
     try:
         recorded = _write(record, session_id, deps)
-    except Exception:  # the handler's edge: one result that SQL refuses must not keep its neighbours from ending
-        log.exception("message.not_recorded", num_outcomes=len(record.outcomes))
+    except Exception as exc:  # noqa: BLE001 - the handler's edge: a result that SQL refuses lets its neighbours end
+        log.error("message.not_recorded", num_outcomes=len(record.outcomes), **_why_refused(exc))
         _store_one_by_one(record, session_id, deps)
         return False
     if recorded is None:
@@ -301,10 +311,15 @@ def _store_one_by_one(record: _Record, session_id: str, deps: HandlerDeps) -> No
         except Exception as exc:
             if not one.outcomes:
                 raise
-            log.exception("attempt.not_recorded", job_id=one.outcomes[0].job_id)
+            log.error("attempt.not_recorded", job_id=one.outcomes[0].job_id, **_why_refused(exc))
             error = AttemptError(f"the result could not be recorded: {type(exc).__name__}")
             failed = Failure(one.outcomes[0].job_id, one.outcomes[0].attempt, error.as_dict())
             _write(_Record(record.kind, [failed]), session_id, deps)
+
+
+def _why_refused(exc: Exception) -> dict[str, object]:
+    """What may be logged of a result that SQL refuses: the database's own words quote rows."""
+    return {"error": type(exc).__name__, "sqlstate": getattr(getattr(exc, "orig", None), "sqlstate", None)}
 
 
 def _write(record: _Record, session_id: str, deps: HandlerDeps) -> list[str] | None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from celery.worker.consumer import Consumer
 
-from ondol.broker.unreadable import take_only_messages
+from ondol.broker.dead_letters import DeadLetters
+from ondol.broker.unreadable import PutsAside
 from workers.broker_sockets import cut
 from workers.hearing import Hearing
 
@@ -21,7 +22,7 @@ FLUSH_EVERY_S = 0.5
 """The longest that an event of a task waits for others to travel with it to Flower."""
 
 
-class LeanConsumer(Consumer):  # type: ignore[misc]  # celery is untyped
+class LeanConsumer(PutsAside, Consumer):  # type: ignore[misc]  # celery is untyped
     """Takes from queues with `no_ack`, sends the events of tasks together, and connects anew when `hearing` says so."""
 
     hearing: Hearing
@@ -41,7 +42,6 @@ class LeanConsumer(Consumer):  # type: ignore[misc]  # celery is untyped
         self.hearing.take_wish()  # one that was made while it connected is fulfilled
         self.hearing.cut = lambda: cut(self)
         self.task_consumer.channel.basic_ack = _acknowledge_nothing
-        take_only_messages(self.task_consumer.channel)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Send what waits from time to time; the timer ends with the connection."""
@@ -63,9 +63,9 @@ class LeanConsumer(Consumer):  # type: ignore[misc]  # celery is untyped
             raise ConnectionResetError("nothing was heard over this connection while work lay in Redis")
 
 
-def hearing_with(hearing: Hearing) -> type[LeanConsumer]:
-    """The consumer's class for the node that `hearing` is of; Celery makes the instance itself."""
-    return type("HearingConsumer", (LeanConsumer,), {"hearing": hearing})
+def hearing_with(hearing: Hearing, letters: DeadLetters) -> type[LeanConsumer]:
+    """The consumer's class for the node that these two are of; Celery makes the instance itself."""
+    return type("HearingConsumer", (LeanConsumer,), {"hearing": hearing, "letters": letters})
 
 
 def _acknowledge_nothing(delivery_tag: str, multiple: bool = False) -> None:

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ondol.contract.errors import AttemptError, AttemptTimedOut
@@ -27,7 +27,7 @@ class LimitedChild:
     """A module that takes `--memory-mb` and `--parent-pid`, applies `limit_process`, and prints its answer.
 
     `what` is what it does, in the words of its errors. `code` is that of the AttemptError when it ends by itself;
-    `is_tried_again`: ended by a signal, it is worth another try.
+    `is_tried_again`: ended by a signal, it is worth another try. `variables`: what its libraries are told besides.
     """
 
     module: str
@@ -35,6 +35,7 @@ class LimitedChild:
     code: str
     advice: str
     is_tried_again: bool = False
+    variables: Mapping[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
 
     def run(
         self, arguments: Sequence[str], *, timeout_s: float, memory_mb: int, must_end: Callable[[], bool]
@@ -51,7 +52,7 @@ class LimitedChild:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=self.environment(),
             start_new_session=True,
         ) as child:
             try:
@@ -60,6 +61,15 @@ class LimitedChild:
                 if child.returncode is None:
                     os.killpg(child.pid, signal.SIGKILL)
         return None if output is None else self._parse(child.returncode, *output)
+
+    def environment(self) -> dict[str, str]:
+        """Only what a child that reads untrusted files needs: no passwords, no network, no device."""
+        return child_environment("OMP_NUM_THREADS") | {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",
+            **self.variables,
+        }
 
     def _wait(
         self, child: subprocess.Popen[bytes], timeout_s: float, must_end: Callable[[], bool]
@@ -88,13 +98,3 @@ class LimitedChild:
             error.retryable = self.is_tried_again and status < 0
             raise error
         return answer
-
-
-def _environment() -> dict[str, str]:
-    """Only what a child that reads untrusted files needs: no passwords, no network, no device."""
-    return child_environment() | {
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-    }

@@ -27,7 +27,10 @@ from workers.rows import DEFAULT_ENGINE, DeviceModel
 log = structlog.get_logger(__name__)
 
 MAX_VERSIONS = 8
+"""Remembered beside those that are pinned: a tokenizer may take hundreds of megabytes, and files stay meanwhile."""
 _DEVICE_REQUEST_LIMIT_S = 600.0
+_DEVICE_UP_LIMIT_S = 20.0
+"""A process that has to load CUDA takes ten seconds to start; after this time others run what the worker holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class ModelLibrary:
         self._keeper = keeper
         self._default_dtype = default_dtype
         self._on_loaded = on_loaded
+        self.is_pinned: Callable[[str], bool] = lambda _: False
+        """Told a manifest digest: whether its versions are kept however many others come."""
         self._lock = threading.Lock()
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._dtypes: dict[tuple[str, str], str] = {}
@@ -91,8 +96,7 @@ class ModelLibrary:
             slot = self._slots.setdefault(version_id, _Slot())
             slot.used_at = time.monotonic()
             self._slots.move_to_end(version_id)
-            while len(self._slots) > MAX_VERSIONS:
-                self._forget(self._slots.popitem(last=False)[1])
+            self._make_room()
         with slot.lock:
             if slot.version is None:
                 self._pins.release_ended()
@@ -140,7 +144,7 @@ class ModelLibrary:
         with self._load_lock:
             for key in keys:
                 self._loaded.discard(key)
-                self._keeper.request({"op": "unload", "key": key}).result(_DEVICE_REQUEST_LIMIT_S)
+                self._ask({"op": "unload", "key": key})
         with self._lock:
             for version_id in [known for known, slot in self._slots.items() if _is_of(slot, manifest_digest)]:
                 del self._slots[version_id]
@@ -149,8 +153,8 @@ class ModelLibrary:
     def probe(self, path: Path, digest: str, ref: str) -> DtypeRecord:
         """What `auto` means for the files at `path` on this device, by the device's own fidelity check."""
         model = DeviceModel(f"{digest}:probe", ref, str(path), "float32")
-        header, _ = self._keeper.request({"op": "probe", "model": model.as_header()}).result(_DEVICE_REQUEST_LIMIT_S)
-        self._keeper.request({"op": "unload", "key": model.key}).result(_DEVICE_REQUEST_LIMIT_S)
+        header = self._ask({"op": "probe", "model": model.as_header()})
+        self._ask({"op": "unload", "key": model.key})
         return DtypeRecord(
             manifest_digest=digest,
             device_kind=str(header["device_kind"]),
@@ -185,15 +189,33 @@ class ModelLibrary:
             self._load(model, is_pinned=is_pinned)
 
     def _load(self, model: DeviceModel, *, is_pinned: bool) -> None:
-        request: Header = {"op": "load", "model": model.as_header(), "pinned": is_pinned}
-        header, _ = self._keeper.request(request).result(_DEVICE_REQUEST_LIMIT_S)
+        header = self._ask({"op": "load", "model": model.as_header(), "pinned": is_pinned})
         self._on_loaded(header, model)
         self._loaded.add(model.key)
 
+    def _ask(self, request: Header) -> Header:
+        """The device's answer. One that is being replaced is waited for: attempts would be used up before it is back.
+
+        DeviceLost when it is not back in time, or ends over this very request; DeviceError.
+        """
+        self._keeper.wait_up(_DEVICE_UP_LIMIT_S)
+        return self._keeper.request(request).result(_DEVICE_REQUEST_LIMIT_S)[0]
+
+    def _make_room(self) -> None:
+        """Forget what was used longest ago, and is not pinned, as far as there is too much of it."""
+        others = [version_id for version_id, slot in self._slots.items() if not self._is_kept(slot)]
+        for version_id in others[: max(0, len(others) - MAX_VERSIONS)]:
+            self._forget(self._slots.pop(version_id))
+
+    def _is_kept(self, slot: _Slot) -> bool:
+        return slot.version is not None and self.is_pinned(slot.version.record.manifest_digest)
+
     def _forget(self, slot: _Slot) -> None:
         """A version makes room for another: the device is asked again for it. Its files go with its last row."""
-        if slot.version is not None:
-            digest = slot.version.record.manifest_digest
+        if slot.version is None:
+            return
+        digest = slot.version.record.manifest_digest
+        if not any(_is_of(other, digest) for other in self._slots.values()):
             self._loaded.difference_update([key for key in tuple(self._loaded) if key.startswith(f"{digest}:")])
 
     def _wanted(self, dtype: str) -> str:

@@ -39,13 +39,16 @@ class Prepared:
     """Inputs that were refused before the job came here."""
 
 
-def outcome_of(ready: Prepared, blobs: ResultBlobs) -> Outcome:
-    """How the job ended. Never raises: a job without an outcome would run for as long as the session lives."""
+def outcome_of(ready: Prepared, blobs: ResultBlobs, *, max_attempts: int = 1) -> Outcome:
+    """How the job ended. Never raises: a job without an outcome would run for as long as the session lives.
+
+    An input's error that passes fails an attempt before the last of `max_attempts`: the next one has all inputs.
+    """
     job, task = ready.job, ready.task
     timings = _timings(job, task)
     try:
         found = task.answer()
-        error = _error_of(ready, found)
+        error = _error_of(ready, found, is_last=job.attempt >= max_attempts)
         if error is None:
             return _completion(ready, found, timings, blobs)
     except OndolError as exc:
@@ -72,14 +75,18 @@ def failure_of(
     )
 
 
-def _error_of(ready: Prepared, found: Answer) -> OndolError | None:
-    """What fails the job as a whole: a missed deadline, or an error in each of its inputs.
+def _error_of(ready: Prepared, found: Answer, *, is_last: bool) -> OndolError | None:
+    """What fails the attempt as a whole: a missed deadline, an error in each of its inputs, or one that passes.
 
+    Retries are counted in SQL, and are never more than attempts: before the last attempt one is left.
     A shard of nothing but refused inputs did what there was to do: each keeps the error that says why.
     """
     deadline_at, num_inputs = ready.job.deadline_at, ready.task.num_inputs
     if deadline_at is not None and time.time() > deadline_at:
         return DeadlineExceeded("the deadline passed before the job was done")
+    passing = [error for i, error in found.errors.items() if error.retryable and i not in ready.refused]
+    if passing and not is_last:
+        return passing[0]
     if len(found.errors) < num_inputs or len(ready.refused) == num_inputs:
         return None
     return found.errors[min(found.errors.keys() - ready.refused)]

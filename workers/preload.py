@@ -11,15 +11,21 @@ from ondol.contract.errors import OndolError
 from ondol.contract.model_ref import DEFAULT_ALIAS, ModelRef, parse_model_ref
 from ondol.sql.database import Database
 from workers.model_library import ModelLibrary
+from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
 
 NO_ROOM = frozenset({"model_too_large", "out_of_device_memory", "storage_full"})
 """Codes of a load that what the alias pointed to before may stand in the way of, pinned or not."""
+RETRY_S = 5.0
+"""After a failure that passes, as of a store or a database that was away."""
 
 
 class Preloader:
-    """Loads on a thread of its own; one that cannot be loaded is logged and does not hold up the others."""
+    """Loads on a thread of its own; one that cannot be loaded is logged and does not hold up the others.
+
+    Where the reason passes it is tried again until it is loaded.
+    """
 
     def __init__(self, database: Database, library: ModelLibrary, refs: Sequence[str]) -> None:
         self._database = database
@@ -27,8 +33,9 @@ class Preloader:
         self._refs = tuple(refs)
         self._num_lives = 0
         self._pinned: dict[str, tuple[str, int]] = {}
+        library.is_pinned = self.is_pinned
         self._wanted = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="preloader", daemon=True)
+        self._thread = vital_thread("preloader", self._loop)
 
     def device_up(self) -> None:
         """A device process has come up with an empty pool; returns at once."""
@@ -54,14 +61,24 @@ class Preloader:
             self._thread.start()
 
     def _loop(self) -> None:
+        retry_s: float | None = None
         while True:
-            self._wanted.wait()
+            self._wanted.wait(retry_s)
             self._wanted.clear()
-            for text in self._refs:
-                try:
-                    self._load(text, parse_model_ref(text, param="MODELS"))
-                except (OndolError, TimeoutError) as exc:
-                    log.warning("preload.failed", ref=text, reason=str(exc)[:200])
+            outcomes = [self._is_tried_again(text) for text in self._refs]
+            retry_s = RETRY_S if any(outcomes) else None
+
+    def _is_tried_again(self, text: str) -> bool:
+        """Load what the reference stands for; whether that failed for a reason that passes."""
+        try:
+            self._load(text, parse_model_ref(text, param="MODELS"))
+        except (OndolError, TimeoutError) as exc:
+            is_passing = not isinstance(exc, OndolError) or exc.retryable
+            log.warning("preload.failed", ref=text, reason=str(exc)[:200], is_tried_again=is_passing)
+            return is_passing
+        except Exception:  # the edge of one model: what it breaks here must not end the worker that serves others
+            log.exception("preload.crashed", ref=text)
+        return False
 
     def _load(self, text: str, ref: ModelRef) -> None:
         record = self._database.read(lambda uow: uow.models.resolve(ref, uow.keys.project_id() or ""))

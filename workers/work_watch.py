@@ -52,6 +52,7 @@ class _Silence:
     """While this node held nothing."""
     has_reconnected: bool = False
     has_rung: bool = False
+    """At its last look at the backlog: what it hears then is its own bell, later others'."""
 
 
 class WorkWatch:
@@ -130,12 +131,20 @@ class WorkWatch:
             self._silence = _Silence()
             return
         silence = self._silence
-        silence.lying_s = silence.lying_s + passed_s if num_lying and self._has_room() else 0.0
+        self._note_lying(silence, num_lying, passed_s)
         silence.idle_s = silence.idle_s + passed_s if self._is_idle() else 0.0
         if silence.lying_s > self._unheard_s:
             self._cure_deafness(silence, num_lying or 0)
         if silence.idle_s > self._unheard_s:
             self._cure_idleness(silence)
+
+    def _note_lying(self, silence: _Silence, num_lying: int | None, passed_s: float) -> None:
+        if num_lying and self._has_room():
+            silence.lying_s += passed_s
+            return
+        silence.lying_s = 0.0
+        if num_lying is not None:  # nothing lies that could be heard: the next time is another one, with its own cure
+            silence.has_reconnected = False
 
     def _note_answer(self, has_answered: bool, passed_s: float) -> None:
         self._unanswered_s = 0.0 if has_answered else self._unanswered_s + passed_s
@@ -168,9 +177,9 @@ class WorkWatch:
         except DatabaseUnavailable as exc:
             log.debug("watch.skipped", reason=exc.message)
             return
-        if num_lost or oldest_s > self._unheard_s:
+        silence.has_rung = bool(num_lost) or oldest_s > self._unheard_s
+        if silence.has_rung:
             log.warning("worker.idle_with_backlog", worker=self._worker, num_lost=num_lost, oldest_s=round(oldest_s, 1))
-            silence.has_rung = True
             self._ringer.ring_soon()
 
     def _what_waits(self, uow: UnitOfWork) -> tuple[int, float]:

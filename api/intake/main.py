@@ -16,13 +16,14 @@ from celery.worker import state
 from api.admission import Admission, queue_limits
 from api.database import AsyncDatabase
 from api.intake.answering import Answerer, AnswerLimits
-from api.intake.node import IntakeConsumer, Node
+from api.intake.node import Node, putting_aside
 from api.intake.receiving import IntakeServices, Receiver
 from api.intake.results import ProducerResults
 from api.model_lookup import ModelLookup
 from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from ondol.broker.celery_app import PRODUCER_QUEUES, make_intake_app
+from ondol.broker.dead_letters import DeadLetters
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import WakeBus
 from ondol.contract.errors import OndolError
@@ -50,6 +51,9 @@ class IntakeProcess:
         self._database = Database(settings.resolved_database_url())
         self._wake = WakeBus(redis_url)
         self._metrics = IntakeMetrics()
+        self._metrics.clock.watch(lambda: self._database.clock.ahead_s)
+        self._name = f"intake@{socket.gethostname()}"
+        self._letters = DeadLetters(redis_url, by=self._name, count=self._metrics.letters.put_aside)
         self._settings = settings
         self._ringer = Ringer(self._database, Publisher(redis_url), window_limits(settings), metrics=self._metrics.ring)
         self._app: Celery = make_intake_app(redis_url, result_s=settings.producer_result_s)
@@ -95,11 +99,11 @@ class IntakeProcess:
         heartbeat_sent.connect(self._beat, weak=False)
         worker_shutting_down.connect(self._begin_to_stop, weak=False)
         worker = self._app.Worker(
-            hostname=f"intake@{socket.gethostname()}",
+            hostname=self._name,
             pool="threads",
             concurrency=CONCURRENCY,
             queues=list(PRODUCER_QUEUES),
-            consumer_cls=IntakeConsumer,
+            consumer_cls=putting_aside(self._letters),
             loglevel="WARNING",
             without_gossip=True,
             without_mingle=True,
@@ -128,6 +132,7 @@ class IntakeProcess:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._letters.close()
         self._wake.close()
         self._app.close()
         log.info("intake.down")

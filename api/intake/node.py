@@ -11,17 +11,19 @@ from typing import Any, TypeVar
 import structlog
 from celery import Celery
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.utils.functional import maybe_list
 from celery.worker import consumer, state
 from celery.worker.control import Panel, ok
+from kombu.exceptions import KombuError
 
 from api.intake.answering import where
 from api.intake.failures import exception_of
 from api.intake.receiving import ProducerMessage, Receiver
 from api.intake.request import MAX_TASK_ID_CHARS, ProducerTask, check_request, ignores_result, num_bytes
 from api.intake.results import ProducerResults
-from ondol.broker.unreadable import take_only_messages
+from ondol.broker.dead_letters import DeadLetters
+from ondol.broker.unreadable import PutsAside
 from ondol.contract.errors import BrokerUnavailable, HandedBack, OndolError, TaskRevoked
 from ondol.contract.kinds import JobKind
 
@@ -35,6 +37,8 @@ _SPILLING = {
     consumer.consumer.UNKNOWN_FORMAT: "a message that is no Celery task was thrown away",
 }
 """Log lines of Celery's that would repeat the whole message, and what is logged instead."""
+
+_BODY_PARTS = 3
 
 log = structlog.get_logger(__name__)
 
@@ -94,13 +98,8 @@ class Node:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-class IntakeConsumer(consumer.Consumer):  # type: ignore[misc]  # celery is untyped
+class IntakeConsumer(PutsAside, consumer.Consumer):  # type: ignore[misc]  # celery is untyped
     """A consumer whose producers are told also of messages that cannot be read."""
-
-    def on_ready(self) -> None:
-        """The connection stands, and its queues are consumed."""
-        super().on_ready()
-        take_only_messages(self.task_consumer.channel)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """What takes each message. One that Celery stumbles over is refused: unacknowledged, sixteen stop the node."""
@@ -108,8 +107,9 @@ class IntakeConsumer(consumer.Consumer):  # type: ignore[misc]  # celery is unty
 
         def handle_or_refuse(message: Any) -> None:
             try:
+                check_form(message)
                 handle(message)
-            except (ValueError, TypeError, LookupError, AttributeError) as exc:
+            except (ValueError, TypeError, LookupError, AttributeError, KombuError, InvalidTaskError) as exc:
                 self.on_invalid_task(None, message, exc)
 
         return handle_or_refuse
@@ -132,6 +132,24 @@ class IntakeConsumer(consumer.Consumer):  # type: ignore[misc]  # celery is unty
                 ProducerResults(self.app).fail(task_id, error)
             except BrokerUnavailable as exc:  # raised from here, it would end the node
                 log.warning("intake.not_told", task_id=task_id[:MAX_TASK_ID_CHARS], reason=exc.message)
+
+
+def check_form(message: Any) -> None:
+    """InvalidTaskError, or what decoding raises, unless the body is `[args, kwargs, …]`.
+
+    Celery itself looks when it runs the task, where a message that it cannot read is acknowledged and gone.
+    """
+    if not (isinstance(message.headers, dict) and "task" in message.headers):
+        return  # Celery's older protocol, or no task: told apart by Celery
+    body = message.payload
+    is_list = isinstance(body, list | tuple) and len(body) == _BODY_PARTS
+    if not (is_list and isinstance(body[0], list | tuple) and isinstance(body[1], dict)):
+        raise InvalidTaskError("the body is not [args, kwargs, embed]")
+
+
+def putting_aside(letters: DeadLetters) -> type[IntakeConsumer]:
+    """The consumer's class for the node whose dead letters these are; Celery makes the instance itself."""
+    return type("NodeConsumer", (IntakeConsumer,), {"letters": letters})
 
 
 def without_messages(record: logging.LogRecord) -> bool:

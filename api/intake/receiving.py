@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,10 +22,12 @@ from ondol.broker.wake import WakeBus
 from ondol.contract.errors import (
     BrokerUnavailable,
     Conflict,
+    DeadlineExceeded,
     HandedBack,
     IllegalTransition,
     InvalidPayload,
     OndolError,
+    Overloaded,
     TaskRevoked,
 )
 from ondol.contract.jobs import InputLimits
@@ -84,11 +87,13 @@ class Receiver:
         """The id of the message's job, recorded now or before.
 
         What will pass (an outage, a full queue) is waited out; HandedBack if the node is told to stop meanwhile.
-        TaskRevoked, or what is wrong with the message.
+        TaskRevoked, DeadlineExceeded as soon as it is sure, or what is wrong with the message. The deadline begins
+        with this call.
         """
+        begun_at = time.monotonic()
         while True:
             try:
-                job_id = await self._record_once(message)
+                job_id = await self._record_once(message, begun_at)
             except OndolError as exc:
                 if not exc.retryable:
                     raise
@@ -108,7 +113,7 @@ class Receiver:
                     raise
                 await self._wait_out(exc, task_id)
 
-    async def _record_once(self, message: ProducerMessage) -> str:
+    async def _record_once(self, message: ProducerMessage, begun_at: float) -> str:
         services, caller = self._services, await self._resolve_caller()
         known = await services.database.read(lambda uow: _find(uow, message.task_id, caller.project_id))
         if known is not None:
@@ -119,9 +124,12 @@ class Receiver:
             raise InvalidPayload("the kind is the task's name", param="kind")
         body = {"kind": message.kind, **message.fields}
         [outcome] = await prepare(services, Origin(caller, message.num_bytes), [body])
+        if isinstance(outcome, Overloaded) and outcome.param == "deadline_s":
+            # Nobody can be told to come back later, and who waits here with the message keeps others' from being taken.
+            raise DeadlineExceeded(outcome.message, param=outcome.param)
         if isinstance(outcome, OndolError):
             raise outcome
-        job = _of_producer(outcome, message)
+        job = _of_producer(outcome, message, waited_s=time.monotonic() - begun_at)
         try:
             with await admit(services, [job]) as room:
                 return await services.database.write(lambda uow: self._add(uow, job, room))
@@ -181,11 +189,18 @@ def _find(uow: UnitOfWork, task_id: str, project_id: str) -> str | None:
     return None if job is None else job.id
 
 
-def _of_producer(job: NewJob, message: ProducerMessage) -> NewJob:
+def _of_producer(job: NewJob, message: ProducerMessage, *, waited_s: float) -> NewJob:
+    """The message's job, with what is left of its deadline; DeadlineExceeded where nothing is."""
+    left_s = None if job.deadline_s is None else job.deadline_s - waited_s
+    if left_s is not None and left_s <= 0:
+        raise DeadlineExceeded(
+            f"the deadline of {job.deadline_s:g} s passed before there was room for the job", param="deadline_s"
+        )
     times = [time for time in (job.run_after, message.not_before) if time is not None]
     return replace(
         job,
         task_id=message.task_id,
         ignores_result=message.ignores_result,
+        deadline_s=left_s,
         run_after=max(times) if times else None,
     )

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
+from weakref import WeakValueDictionary
 
-from ondol.contract.errors import InvalidPayload, NotReady
+from api.threads import DaemonThreads
+from ondol.contract.errors import InvalidPayload, NotReady, Overloaded
 from ondol.contract.webhooks import WebhookTarget, is_reachable, resolved_address
 
-_RESOLVER_THREADS = 4
+RESOLVER_THREADS = 16
+MAX_OF_A_DOMAIN = 2
+MAX_LOOKS = 256
+"""Names that are looked up or wait for that."""
+BEGIN_S = 5.0
 
 
 class Resolver(Protocol):
     """Turns names into addresses."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
-        """All addresses of the host, the best first; OSError if it has none or nobody knows."""
+        """All addresses of the host, the best first; OSError if nobody knows any, Overloaded if none can look."""
         ...
 
     def close(self) -> None:
@@ -29,32 +34,75 @@ class Resolver(Protocol):
 class SystemResolver:
     """The machine's own resolver, on threads of its own: a name that takes long holds up nothing but webhooks.
 
-    Whoever asks for a name that is being looked up waits for that look: a name that hangs holds one thread, not all.
+    Whoever asks for a name that is being looked up waits for that look. Of the names below one domain a few are looked
+    up at a time: a domain whose name servers hang holds some threads, not all.
     """
 
     def __init__(self, look_up: Callable[[str, int], list[str]] | None = None) -> None:
         self._look_up = look_up or _look_up
-        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="webhook-names")
-        self._looks: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+        self._threads = DaemonThreads(RESOLVER_THREADS, "webhook-names")
+        self._looks: dict[tuple[str, int], _Look] = {}
+        self._domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
-        """All addresses of the host, as getaddrinfo orders them; OSError."""
+        """All addresses of the host, as getaddrinfo orders them; OSError.
+
+        Overloaded if the look did not begin within `BEGIN_S`, for other names that take long.
+        """
         key = (host, port)
         look = self._looks.get(key)
         if look is None:
-            look = asyncio.get_running_loop().run_in_executor(self._threads, self._look_up, host, port)
-            self._looks[key] = look
-            look.add_done_callback(lambda done: self._forget(key, done))
-        return await asyncio.shield(look)
+            if len(self._looks) >= MAX_LOOKS:
+                raise _too_many()
+            look = self._looks[key] = _Look(self._run(key))
+            look.task.add_done_callback(lambda done: self._forget(key, done))
+        try:
+            await asyncio.wait_for(asyncio.shield(look.has_begun), BEGIN_S)
+        except TimeoutError as exc:
+            raise _too_many() from exc
+        return await asyncio.shield(look.task)
 
     def close(self) -> None:
         """Let go of the threads; a look-up that hangs is left to itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for look in self._looks.values():
+            look.task.cancel()
+        self._threads.shutdown(cancel_futures=True)
 
-    def _forget(self, key: tuple[str, int], look: asyncio.Future[list[str]]) -> None:
-        del self._looks[key]
-        if not look.cancelled():
-            look.exception()  # whoever asked may have stopped waiting for it
+    async def _run(self, key: tuple[str, int]) -> list[str]:
+        domain = ".".join(key[0].split(".")[-2:])
+        turns = self._domains.get(domain)
+        if turns is None:
+            turns = self._domains[domain] = asyncio.Semaphore(MAX_OF_A_DOMAIN)
+        loop, has_begun = asyncio.get_running_loop(), self._looks[key].has_begun
+
+        def look_up() -> list[str]:
+            loop.call_soon_threadsafe(_settle, has_begun)
+            return self._look_up(*key)
+
+        async with turns:
+            return await loop.run_in_executor(self._threads, look_up)
+
+    def _forget(self, key: tuple[str, int], task: asyncio.Task[list[str]]) -> None:
+        _settle(self._looks.pop(key).has_begun)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have stopped waiting for it
+
+
+class _Look:
+    """A look for a name: under way, or waiting for its turn."""
+
+    def __init__(self, work: Coroutine[None, None, list[str]]) -> None:
+        self.has_begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(work, name="webhook-name")
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _too_many() -> Overloaded:
+    return Overloaded("other receivers' names take too long to be looked up", retry_after_s=BEGIN_S)
 
 
 def _look_up(host: str, port: int) -> list[str]:
@@ -65,7 +113,7 @@ async def addresses_of(target: WebhookTarget, resolver: Resolver, networks: Sequ
     """The addresses that a try may connect to, the best first.
 
     InvalidPayload if any address of the receiver may not be reached: one that is public today and private tomorrow, or
-    both at once, is refused whole. NotReady if the name is not resolved.
+    both at once, is refused whole. NotReady if the name is not resolved, Overloaded if nobody has come to look yet.
     """
     if target.address is not None:
         found: Sequence[str] = [str(target.address)]

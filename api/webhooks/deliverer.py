@@ -38,6 +38,7 @@ RECORD_S = 5.0
 """Time beyond a try that a claim leaves for recording it."""
 STOP_S = 3.0
 _AGAIN_S = 0.5
+_UNTRIED = Answer(Verdict.UNTRIED, "no time was left for a try")
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +114,7 @@ class WebhookDeliverer:
         due_in_s = await self._database.read(lambda uow: uow.notices.next_due_in(Channel.WEBHOOK))
         if due_in_s is None or due_in_s > 0:
             return POLL_S if due_in_s is None else min(POLL_S, due_in_s)
-        claim_s = self._timeout_s + RECORD_S
+        claim_s = 2 * self._timeout_s + RECORD_S  # the name may take as long as the receiver
         until = time.monotonic() + claim_s
         notices = await self._database.write(lambda uow: uow.notices.claim(Channel.WEBHOOK, for_s=claim_s, limit=room))
         await self._hand_back(self._begin_all(notices, until, look))
@@ -149,12 +150,11 @@ class WebhookDeliverer:
     async def _deliver(self, claimed: Claimed) -> None:
         notice = claimed.notice
         try:
-            async with claimed.lane.slots, self._slots:
-                if time.monotonic() > claimed.until - self._timeout_s:
-                    await self._hand_back([claimed])
-                    return
-                answer = await self._answer(claimed)
-            await self._record(claimed, answer)
+            answer = await self._answer(claimed)
+            if answer.verdict is Verdict.UNTRIED:
+                await self._hand_back([claimed])
+            else:
+                await self._record(claimed, answer)
         except JobNotFound:
             log.info("webhook.job_is_gone", job_id=notice.job_id, notice_id=notice.id)
         except DatabaseUnavailable as exc:  # the claim runs out, and the notice comes due again
@@ -172,11 +172,25 @@ class WebhookDeliverer:
             return Answer(Verdict.REFUSED, f"not sent: internal error ({type(exc).__name__})", is_silent=True)
 
     async def _try(self, claimed: Claimed) -> Answer:
-        delivery = await self._make(claimed.notice)
-        began = time.monotonic()
-        answer = await self._sender.post(claimed.notice.webhook or "", delivery.headers, delivery.body)
-        claimed.lane.answered(time.monotonic() - began)
-        return answer
+        """How one try ended; UNTRIED if the claim would not last for it."""
+        async with claimed.lane.slots:
+            if time.monotonic() > claimed.until - 2 * self._timeout_s:
+                return _UNTRIED
+            began = time.monotonic()
+            found = await self._sender.find(claimed.notice.webhook or "")  # names that hang hold no slot of everybody's
+            took_s = time.monotonic() - began
+            if isinstance(found, Answer):
+                if found.verdict is not Verdict.UNTRIED:
+                    claimed.lane.answered(took_s)
+                return found
+            async with self._slots:
+                if time.monotonic() > claimed.until - self._timeout_s:
+                    return _UNTRIED
+                delivery = await self._make(claimed.notice)
+                began = time.monotonic()
+                answer = await self._sender.post(found, delivery.headers, delivery.body)
+            claimed.lane.answered(took_s + time.monotonic() - began)
+            return answer
 
     async def _make(self, notice: DueNotice) -> Delivery:
         flower_url = self._flower.url()

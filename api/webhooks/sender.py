@@ -16,7 +16,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx
 
 from api.webhooks.addresses import Resolver, addresses_of
-from ondol.contract.errors import InvalidPayload, NotReady
+from ondol.contract.errors import InvalidPayload, NotReady, Overloaded
 from ondol.contract.webhooks import WebhookTarget, parse_webhook
 
 MAX_PAUSE_S = 3_600.0
@@ -33,6 +33,8 @@ class Verdict(Enum):
     """Try again later."""
     GONE = auto()
     """Never again."""
+    UNTRIED = auto()
+    """Nobody came to ask it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,14 @@ class Answer:
     """No answer came at all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A receiver, and the addresses at which one try may reach it, the best first."""
+
+    target: WebhookTarget
+    addresses: Sequence[str]
+
+
 class Sender:
     """Sends deliveries. Nothing is shared between two: no connection, cookie or proxy."""
 
@@ -54,17 +64,26 @@ class Sender:
         self._networks = tuple(networks)
         self._timeout_s = timeout_s
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """The receiver's answer, or why there is none, within the time limit of a try; never raises for a receiver."""
+    async def find(self, url: str) -> Found | Answer:
+        """Where the receiver is, or why nothing can be sent there, within the time limit of a try; raises neither."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 target = parse_webhook(url)
-                addresses = await addresses_of(target, self._resolver, self._networks)
-                return await self._post_to_any(target, addresses, headers, body)
+                return Found(target, await addresses_of(target, self._resolver, self._networks))
         except InvalidPayload as exc:
             return Answer(Verdict.REFUSED, f"not sent: {exc.message}")
+        except Overloaded as exc:
+            return Answer(Verdict.UNTRIED, exc.message)
         except NotReady as exc:
             return Answer(Verdict.REFUSED, exc.message, is_silent=True)
+        except TimeoutError:
+            return Answer(Verdict.REFUSED, f"no address within {self._timeout_s:g} s", is_silent=True)
+
+    async def post(self, found: Found, headers: Mapping[str, str], body: bytes) -> Answer:
+        """The receiver's answer, or why there is none, within the time limit of a try; never raises for a receiver."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._post_to_any(found.target, found.addresses, headers, body)
         except (TimeoutError, httpx.TimeoutException):
             return Answer(Verdict.REFUSED, f"no answer within {self._timeout_s:g} s", is_silent=True)
         except httpx.HTTPError as exc:

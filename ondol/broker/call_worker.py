@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -12,6 +15,8 @@ from redis.exceptions import RedisError
 
 from ondol.broker.calls import LIST_TTL_S, CallRequest, reply_key, request_key
 from ondol.broker.connection import connect
+from ondol.broker.dead_letters import Cause, DeadLetters
+from ondol.broker.redis_clock import RedisClock
 from ondol.contract.frames import FrameError, unpack_frame
 from ondol.contract.jobs import Inputs
 from ondol.contract.kinds import JobKind
@@ -24,20 +29,24 @@ _ANSWER_LIMIT_S = 5.0
 
 
 class CallTaker:
-    """Pops requests of one worker, interactive ones first. One thread uses it."""
+    """Pops requests of one worker, interactive ones first. One thread uses it. What is no request goes to `letters`."""
 
-    def __init__(self, redis_url: str, worker: str) -> None:
+    def __init__(self, redis_url: str, worker: str, *, letters: DeadLetters | None = None) -> None:
         self._client = connect(redis_url, answer_limit_s=_ANSWER_LIMIT_S)
         self._keys = [request_key(worker, priority) for priority in Priority]
+        self._letters = letters
+        self._clock = RedisClock()
 
     def take(self, at_most: int) -> list[tuple[str, CallRequest]]:
         """Up to so many (api id, request); blocks for a second at most, then answers none."""
-        frames: list[bytes] = []
+        key, frames = self._keys[0], list[bytes]()
         try:
+            if self._clock.is_stale:
+                self._ask_time()
             popped: Any = self._client.blpop(self._keys, timeout=_BLOCK_S)
             if popped is None:
                 return []
-            key, first = popped
+            key, first = popped[0].decode(), popped[1]
             frames.append(first)
             if at_most > 1:
                 more: Any = self._client.lpop(key, at_most - 1)
@@ -45,24 +54,42 @@ class CallTaker:
         except (RedisError, OSError) as exc:  # what was taken before is still answered
             log.warning("calls.not_taken", reason=str(exc)[:200])
             threading.Event().wait(0.5)
-        requests = [parse_request(frame) for frame in frames]
-        return [request for request in requests if request is not None]
+        return self._read(key, frames)
 
     def take_waiting(self) -> list[tuple[str, CallRequest]]:
         """Everything that waits now, without blocking; for a worker that stops."""
-        frames: list[bytes] = []
+        requests: list[tuple[str, CallRequest]] = []
         try:
             for key in self._keys:
                 popped: Any = self._client.lpop(key, 100_000)
-                frames += popped or []
+                requests += self._read(key, popped or [])
         except (RedisError, OSError) as exc:
             log.warning("calls.not_drained", reason=str(exc)[:200])
-        requests = [parse_request(frame) for frame in frames]
-        return [request for request in requests if request is not None]
+        return requests
 
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
+
+    def _ask_time(self) -> None:
+        asked_at = time.monotonic()
+        self._clock.learn(self._client.time(), asked_at=asked_at)
+
+    def _read(self, key: str, frames: Sequence[bytes]) -> list[tuple[str, CallRequest]]:
+        """The requests, their deadlines by this process's clock."""
+        found: list[tuple[str, CallRequest]] = []
+        for frame in frames:
+            parsed = parse_request(frame)
+            if parsed is not None:
+                found.append((parsed[0], self._by_own_clock(parsed[1])))
+            elif self._letters is not None:
+                self._letters.put_aside(key, frame, Cause.NO_CALL)
+        return found
+
+    def _by_own_clock(self, request: CallRequest) -> CallRequest:
+        if not self._clock.is_known:  # a worker that stops before it has taken anything: they are refused, not run
+            return request
+        return replace(request, deadline_at=self._clock.by_own(request.deadline_at))
 
 
 class ReplySender:
@@ -110,7 +137,10 @@ class ReplySender:
 
 
 def parse_request(frame: bytes) -> tuple[str, CallRequest] | None:
-    """(api id, request) of a frame from a call list; None, and a line in the log, for anything else."""
+    """(api id, request) of a frame from a call list; None, and a line in the log, for anything else.
+
+    Its deadline is still by Redis's clock.
+    """
     try:
         header, _ = unpack_frame(frame)
         request = CallRequest(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from ondol.broker.connection import connect_async
 from ondol.broker.ending import end_tasks
+from ondol.broker.redis_clock import RedisClock
 from ondol.broker.wake import STRIKE_CHANNEL
 from ondol.contract.errors import BrokerUnavailable, DeadlineExceeded, OndolError
 from ondol.contract.frames import FrameError, Header, pack_frame, unpack_frame
@@ -27,6 +28,10 @@ from ondol.contract.states import Priority
 
 LIST_TTL_S = 120
 _MAX_REPLIES = 256
+_HEAVY_VALUES = 32_768
+"""Characters or token ids from which a request is packed on a thread."""
+_FIRST_TIME_LIMIT_S = 2.0
+"""How long a start waits for Redis to say what time it has; the first call asks again."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +48,11 @@ def reply_key(api_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """One synchronous request. `deadline_at`: seconds since the epoch, after which nobody wants the answer."""
+    """One synchronous request.
+
+    `deadline_at`: seconds since the epoch by this process's clock, after which nobody wants the answer. It travels by
+    Redis's clock.
+    """
 
     version_id: str
     model_ref: str
@@ -55,7 +64,7 @@ class CallRequest:
     id: str = field(default_factory=lambda: new_id("call"))
 
     def to_header(self, api_id: str) -> Header:
-        """The request as a frame's header."""
+        """The request as a frame's header; its deadline as it stands, so by Redis's clock first."""
         return {
             "v": 1,
             "id": self.id,
@@ -99,6 +108,7 @@ class CallSender:
         self._pushes = connect_async(redis_url)
         self._replies = connect_async(redis_url)
         self._api_id = api_id
+        self._clock = RedisClock()
         self._pending: list[tuple[str, bytes, str]] = []
         self._waiting: dict[str, tuple[asyncio.Future[CallReply], str]] = {}
         self._in_flight: dict[str, int] = {}
@@ -107,7 +117,11 @@ class CallSender:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to read replies."""
+        """Begin to read replies. A Redis that is away delays it by seconds at most."""
+        try:
+            await asyncio.wait_for(self._ask_time(), _FIRST_TIME_LIMIT_S)
+        except (RedisError, OSError, TimeoutError) as exc:
+            log.warning("calls.time_not_asked", reason=str(exc)[:200])
         self._reader = asyncio.create_task(self._read_replies(), name="call-replies")
 
     async def stop(self) -> None:
@@ -130,7 +144,10 @@ class CallSender:
 
         Cancelling the awaiting task strikes the call out of the worker's batches.
         """
-        frame = pack_frame(request.to_header(self._api_id))
+        if not self._clock.is_known:
+            await self._ask_time_or_refuse()
+        sent = replace(request, deadline_at=self._clock.by_redis(request.deadline_at))
+        frame = await self._pack(sent)  # before anything is registered that would have to be undone
         future: asyncio.Future[CallReply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = (future, worker)
         self._in_flight[worker] = self._in_flight.get(worker, 0) + 1
@@ -147,6 +164,21 @@ class CallSender:
         finally:
             self._waiting.pop(request.id, None)
             self._in_flight[worker] -= 1
+
+    async def _pack(self, request: CallRequest) -> bytes:
+        if _num_values(request.inputs) <= _HEAVY_VALUES:
+            return pack_frame(request.to_header(self._api_id))
+        return await asyncio.to_thread(pack_frame, request.to_header(self._api_id), long_list="inputs")
+
+    async def _ask_time(self) -> None:
+        asked_at = time.monotonic()
+        self._clock.learn(await self._replies.time(), asked_at=asked_at)
+
+    async def _ask_time_or_refuse(self) -> None:
+        try:
+            await self._ask_time()
+        except (RedisError, OSError) as exc:
+            raise BrokerUnavailable("Redis does not answer; try again") from exc
 
     async def _push(self) -> None:
         while self._pending:
@@ -184,6 +216,8 @@ class CallSender:
         key = reply_key(self._api_id)
         while True:
             try:
+                if self._clock.is_stale:
+                    await self._ask_time()
                 popped = await self._replies.blpop([key], timeout=5)
                 if popped is None:
                     continue
@@ -207,6 +241,11 @@ class CallSender:
                 waiting[0].set_exception(_parse_error(header["error"]))
         except (FrameError, LookupError, ValueError, TypeError, AttributeError):
             log.exception("calls.reply_unreadable")  # its caller's deadline answers; the next reply is read
+
+
+def _num_values(inputs: Inputs) -> int:
+    """Characters or token ids of all inputs."""
+    return sum(sum(map(len, item.values())) if isinstance(item, dict) else len(item) for item in inputs)
 
 
 def reply_header(call_id: str, reply: CallReply) -> tuple[Header, bytes]:

@@ -113,11 +113,6 @@ class WakeListener:
         await end_tasks([self._task])
         await self._client.aclose()
 
-    async def wait(self, job_id: str, timeout_s: float) -> bool:
-        """Whether a hint for the job came within the time; register before reading SQL with `watch` to miss none."""
-        with self.watch(job_id) as event:
-            return await wait_event(event, timeout_s)
-
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever a hint for the job comes; read SQL inside, then wait for it."""

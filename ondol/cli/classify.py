@@ -16,7 +16,7 @@ from ondol.cli import completion
 from ondol.cli.bulk import Columns, IdColumn, PairColumn, TextColumn, file_request, is_table, run_table
 from ondol.cli.connection import open_client
 from ondol.cli.options import Output, ResultFormat, format_for
-from ondol.cli.output import print_table, write_text
+from ondol.cli.output import check_writable, print_table, write_text
 from ondol.cli.texts import File, Texts, read_texts, report_errors
 from ondol.client.labels import Entity, LabelScore, PartialResults
 
@@ -95,6 +95,7 @@ def classify(
         "function_to_apply": function.value if function else None,
         "truncate": truncate,
     }
+    check_writable(output)
     columns = Columns(text_column, id_column, text_pair_column)
     if not texts and file is not None and is_table(file, columns):
         request = file_request("text-classification", model, options, columns)
@@ -140,6 +141,7 @@ def tag(
     Example: ondol tag --file letters.jsonl --model entities --text-column body --output entities.jsonl
     """
     options: dict[str, Any] = {"aggregation_strategy": aggregation.value, "stride": stride}
+    check_writable(output)
     columns = Columns(text_column, id_column)
     if not texts and file is not None and is_table(file, columns):
         request = file_request("token-classification", model, options, columns)

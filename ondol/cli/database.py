@@ -72,13 +72,13 @@ def restore(
 ) -> None:
     """Make the database what it was when the backup was made. Stop everything first.
 
-    Jobs that ran then wait again. The schema is brought up to date.
+    Jobs that ran then wait again. The schema is brought up to date. Whatever goes wrong leaves the database as it is.
 
     Example: ondol db restore /backup/ondol-monday.db
     """
-    from ondol.control import backup
+    from ondol.control import restoring
 
-    done = backup.restore(new_database_url(), file, force=is_forced)
+    done = restoring.restore(new_database_url(), file, force=is_forced)
     shown = {"restored_from": str(file), "revision": done.revision, "jobs_that_wait_again": done.num_handed_back}
     _print_facts(shown, as_json=as_json)
 

@@ -29,5 +29,5 @@ def new_database_url() -> str:
     url = load_settings(CommonSettings).resolved_database_url()
     file = sqlite_file(url)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds people's texts
     return url

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ondol.cli import completion
-from ondol.cli.bulk import Columns, IdColumn, TextColumn, file_request, is_table, run_table, run_watched
+from ondol.cli.bulk import Columns, IdColumn, TextColumn, check_output, file_request, is_table, run_table, run_watched
 from ondol.cli.connection import open_client
 from ondol.cli.options import LINES, AsJson, Format, Output, ResultFormat, format_for
 from ondol.cli.output import npy_bytes, write_bytes, write_text
@@ -50,6 +50,7 @@ def embed(
         "truncate": truncate,
     }
     wanted = ResultFormat.JSON if as_json else format_for(output_format, output, default=ResultFormat.JSON)
+    check_output(output, wanted, by_replacing=False)
     columns = Columns(text_column, id_column)
     request = file_request("embedding", model, options, columns)
     if not texts and file is not None and is_table(file, columns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -46,6 +47,9 @@ def error_line(error: OndolError) -> str:
         parts.append(f"- {advice}")
     if isinstance(error, OndolAPIError) and error.status >= 500 and error.request_id:
         parts.append(f"[request {error.request_id}]")
+    if isinstance(error, (ConnectionFailed, OndolAPIError)) and error.job_id:
+        told = f"; job {error.job_id} goes on: `ondol jobs result {error.job_id}` has its result when it has ended"
+        parts[-1] += told
     return " ".join(parts)
 
 
@@ -56,16 +60,32 @@ def fail(message: str, code: int) -> int:
 
 
 def run_guarded(command: Callable[[], int]) -> int:
-    """The exit code of `command`, with errors of ours and Ctrl-C turned into a line and a code."""
+    """The exit code of `command`, with errors of ours and Ctrl-C turned into a line and a code.
+
+    A reader of our output that has seen enough, as in `| head`, is no error.
+    """
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except OndolError as error:
         return fail(error_line(error), exit_code_of(error))
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has seen enough, as with `| head`
-        sys.stderr.close()
-        return DONE
+    except BrokenPipeError:
+        return _done_without_reader()
+    except SystemExit as ended:  # what Typer makes of it
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return _done_without_reader()
+
+
+def _done_without_reader() -> int:
+    """DONE; what is still in the buffer goes nowhere, or the interpreter would tell of it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return DONE
 
 
 def _advice(error: OndolError) -> str:

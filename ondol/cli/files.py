@@ -11,7 +11,7 @@ import typer
 from ondol.cli import completion
 from ondol.cli.connection import open_client
 from ondol.cli.options import AsJson, Output
-from ondol.cli.output import local_time, print_json, print_table
+from ondol.cli.output import check_writable, local_time, print_json, print_table
 from ondol.client.file_flows import DEFAULT_PURPOSE
 from ondol.client.file_transfer import HashedSink
 from ondol.contract.errors import InvalidPayload
@@ -84,6 +84,7 @@ def get_file(ctx: typer.Context, file_id: FileArgument, output: Output = None, a
 
     Example: ondol files get file_01k9zv6t0m3x5r7c2b8d4f6g1h --output reviews.csv
     """
+    check_writable(output, by_replacing=True)
     with open_client(ctx) as client:
         if output is not None:
             info = client.files.download(file_id, output)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ondol.cli import exits
-from ondol.cli.bulk import write_result
+from ondol.cli.bulk import check_output, write_result
 from ondol.cli.connection import open_client
 from ondol.cli.options import LINES, AsJson, Format, JobIdArgument, Output, ResultFormat, format_for
 from ondol.cli.output import (
@@ -92,6 +92,7 @@ def show_result(
     Example: ondol jobs result job_01k9zv6t0m3x5r7c2b8d4f6g1h --output labels.parquet
     """
     wanted = ResultFormat.JSON if as_json else format_for(result_format, output, default=ResultFormat.JSON)
+    check_output(output, wanted)
     with open_client(ctx) as client:
         job = client.jobs.get(job_id)
         if wanted in LINES and job.kind in (JobKind.FINE_TUNE, JobKind.IMPORT):  # one object, which is one line

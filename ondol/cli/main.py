@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from ondol.cli import (
     classify,
     database,
+    dead_letters,
     demo,
     doctor,
     embed,
@@ -51,6 +52,7 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.add_typer(database.app, name="db")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(doctor.doctor)
 app.command()(demo.demo)
 

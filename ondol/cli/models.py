@@ -75,7 +75,7 @@ def show_model(
 @app.command("import")
 def import_model(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Model folder on the server's machine.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Model folder on the worker's machine.", show_default=False)],
     name: Annotated[str, typer.Option(help="Name in the store; the next version of it is made.", show_default=False)],
     convert_bin: Annotated[
         bool, typer.Option("--convert-bin", help="Convert a pytorch_model.bin, in a process that can do nothing else.")
@@ -163,7 +163,7 @@ def collect_garbage(
     ] = 48.0,
     is_confirmed: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
     with_unknown: Annotated[
-        bool, typer.Option("--unknown", help="Also versions that the database never knew, as broken publishes leave.")
+        bool, typer.Option("--unknown", help="Also versions that the database never knew.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:

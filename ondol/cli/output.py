@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ondol.client.file_transfer import local_path
 from ondol.client.vectors import Vectors
 from ondol.contract.errors import InvalidPayload
 
@@ -65,10 +67,26 @@ def print_text(line: str) -> None:
     print(line)
 
 
+def check_writable(output: Path | None, *, by_replacing: bool = False) -> None:
+    """Return if the file can be written, as far as that is seen beforehand; else InvalidPayload. None: standard output.
+
+    `by_replacing`: a file beside it takes its name when all is written.
+    """
+    if output is None:
+        return
+    path = local_path(output)
+    try:
+        why_not = _why_not_writable(path, by_replacing=by_replacing)
+    except OSError as exc:
+        raise _unwritable(path, exc.strerror or str(exc)) from exc
+    if why_not:
+        raise _unwritable(path, why_not)
+
+
 def write_bytes(content: bytes, output: Path | None) -> None:
-    """Write to the file, or to standard output unless that is a terminal (InvalidPayload)."""
+    """Write to the file (InvalidPayload if that fails), or to standard output unless that is a terminal (the same)."""
     if output is not None:
-        output.write_bytes(content)
+        _write(content, output)
     elif sys.stdout.isatty():
         raise InvalidPayload("binary output does not go to a terminal; name a file with --output or use a pipe")
     else:
@@ -76,9 +94,9 @@ def write_bytes(content: bytes, output: Path | None) -> None:
 
 
 def write_text(text: str, output: Path | None) -> None:
-    """Write to the file, or to standard output."""
+    """Write to the file, or to standard output; InvalidPayload if the file cannot be written."""
     if output is not None:
-        output.write_text(text, encoding="utf-8")
+        _write(text.encode(), output)
     else:
         sys.stdout.write(text)
 
@@ -98,3 +116,27 @@ def local_time(moment: datetime | None) -> str | None:
 def seconds(value: float | None) -> str | None:
     """A duration for people."""
     return None if value is None else f"{value:.2f} s"
+
+
+def _write(content: bytes, output: Path) -> None:
+    path = local_path(output)
+    try:
+        path.write_bytes(content)
+    except OSError as exc:
+        raise _unwritable(path, exc.strerror or str(exc)) from exc
+
+
+def _why_not_writable(path: Path, *, by_replacing: bool) -> str | None:
+    if path.is_dir():
+        return "it is a folder; name a file in it"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if by_replacing and path.exists() and not path.is_file():
+        return "it is no regular file; leave --output out, and use a pipe"
+    if by_replacing or not path.exists():
+        return None if os.access(path.parent, os.W_OK | os.X_OK) else f"the folder {path.parent} is closed to you"
+    return None if os.access(path, os.W_OK) else "it is closed to you"
+
+
+def _unwritable(path: Path, why: str) -> InvalidPayload:
+    return InvalidPayload(f"cannot write {path}: {why}", param="--output")

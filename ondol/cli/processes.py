@@ -1,4 +1,4 @@
-"""`ondol up`, and the single processes behind it: `api`, `worker`, `reconciler`."""
+"""`ondol up`, and the single processes behind it: api, worker, trainer, intake, reconciler, Flower."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def up(
     ] = None,
     as_json: LogAsJson = False,
 ) -> int:
-    """Start Redis, api, one worker a device and the reconciler, and keep them running until Ctrl-C.
+    """Start Redis, api, a worker and a trainer a device, reconciler, intake and Flower; keep them running until Ctrl-C.
 
     Example: ondol up --port 8400 --devices cpu:2x1
     """

@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 
-from ondol.cli.findings import Finding, bad, note, ok
+from ondol.cli.findings import Finding, bad, note, ok, without_secret
 from ondol.client.settings import Target, find_target
-from ondol.settings import FlowerSettings, UpSettings, is_loopback, load_settings
+from ondol.setting_values import is_loopback
+from ondol.settings import FlowerSettings, UpSettings, load_settings
 
 _ANSWER_LIMIT_S = 5.0
 
@@ -31,7 +32,7 @@ def run(settings: UpSettings) -> Iterator[Finding]:
     ready = _get(target, "/readyz")
     if ready.status == 0:
         remedy = "start it with `ondol up`, or set ONDOL_URL"
-        yield note("server", f"{target.url} does not answer", remedy)
+        yield note("server", f"{without_secret(target.url)} does not answer", remedy)
         yield from _ports(settings)
         return
     yield _server(target, ready)
@@ -41,17 +42,20 @@ def run(settings: UpSettings) -> Iterator[Finding]:
 
 
 def _server(target: Target, ready: _Reply) -> Finding:
+    where = without_secret(target.url)
     checks: dict[str, Any] = ready.body.get("checks") or {}
     failing = [f"{name}: {check.get('reason')}" for name, check in checks.items() if not check.get("ok")]
     if ready.status == httpx.codes.OK and failing:
-        found = f"{target.url} is ready, but {'; '.join(failing)}"
+        found = f"{where} is ready, but {'; '.join(failing)}"
+        if "reconciler" not in checks:
+            return note("server", found, "synchronise the clocks (NTP)")
         return bad("server", found, "look at the reconciler's log, and start one: `ondol reconciler`")
     if ready.status == httpx.codes.OK:
-        return ok("server", f"{target.url} is ready")
+        return ok("server", f"{where} is ready")
     if not checks:
-        found = f"{target.url} answers {ready.status}: {ready.text[:120]}"
+        found = f"{where} answers {ready.status}: {ready.text[:120]}"
         return bad("server", found, "is it an Ondol? Correct ONDOL_URL, or stop the other program")
-    return bad("server", f"{target.url} is not ready: {'; '.join(failing)}", "look at the logs in the data folder")
+    return bad("server", f"{where} is not ready: {'; '.join(failing)}", "look at the logs in the data folder")
 
 
 def _workers(answer: _Reply) -> Iterator[Finding]:
@@ -78,6 +82,7 @@ def _flower(settings: UpSettings) -> Iterator[Finding]:
     if address is None:
         return  # nobody has started it here
     alive = _get(Target(address.rstrip("/"), None), "/healthcheck")
+    address = without_secret(address)
     if alive.status == httpx.codes.OK:
         yield ok("Flower", f"{address} is up")
     else:

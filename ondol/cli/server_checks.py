@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ondol.cli.checks import existing_folder
 from ondol.cli.database_url import sqlite_file
-from ondol.cli.findings import Finding, bad, note, ok, without_secret
+from ondol.cli.findings import Finding, bad, note, ok, without_secret, without_secrets_of
 from ondol.contract.errors import OndolError
 from ondol.settings import UpSettings
 
 if TYPE_CHECKING:
     from ondol.control.administration import DatabaseFacts
+    from ondol.control.letters import DeadLetter
     from ondol.control.troubles import Troubles
 
 ANSWER_LIMIT_S = 5.0
@@ -39,9 +41,11 @@ def _redis(settings: UpSettings) -> Finding:
     try:
         with Redis.from_url(url, socket_timeout=ANSWER_LIMIT_S, socket_connect_timeout=ANSWER_LIMIT_S) as redis:
             info: dict[str, Any] = redis.info()
-    except (RedisError, OSError, ValueError) as error:
+    except (RedisError, OSError, ValueError, TypeError) as error:  # TypeError: an option that redis does not know
         if settings.redis_url:
-            return bad("Redis", f"{where}: {error}", "start it, or correct ONDOL_REDIS_URL")
+            return bad(
+                "Redis", f"{where}: {without_secrets_of(url, str(error))}", "start it, or correct ONDOL_REDIS_URL"
+            )
         return _embedded_redis()
     return judge_redis(where, info)
 
@@ -64,6 +68,25 @@ def judge_redis(where: str, info: dict[str, Any]) -> Finding:
     if not has_aof:
         return note("Redis", found, "set appendonly yes: a restart forgets what Celery producers have just sent")
     return ok("Redis", found)
+
+
+def _letters(settings: UpSettings) -> Finding:
+    from ondol.control import letters
+
+    try:
+        return judge_letters(letters.list_letters(settings.resolved_redis_url()))
+    except (OndolError, ValueError, TypeError):  # none runs, or the finding about Redis says what is wrong with it
+        return ok("letters", "no Redis to ask for dead letters")
+
+
+def judge_letters(found: Sequence[DeadLetter]) -> Finding:
+    """What it means that these messages were put aside, newest first."""
+    if not found:
+        return ok("letters", "no dead letters")
+    causes = ", ".join(f"{num} {cause}" for cause, num in Counter(each.cause for each in found).most_common())
+    queues = ", ".join(sorted({each.queue for each in found})[:3])
+    told = f"{len(found)} dead letters ({causes}) from {queues}"
+    return note("letters", told, "look at them with `ondol dead-letters ls`; put them back, or drop them")
 
 
 def _embedded_redis() -> Finding:
@@ -89,7 +112,8 @@ def _sql(settings: UpSettings) -> Finding:
     try:
         facts = administration.describe_database(url)
     except OndolError as error:
-        return bad("SQL", f"{where}: {error.message}", "start it, or correct ONDOL_DATABASE_URL")
+        told = without_secrets_of(url, error.message)
+        return bad("SQL", f"{where}: {told}", "start it, or correct ONDOL_DATABASE_URL")
     return judge_database(where, facts)
 
 
@@ -113,15 +137,43 @@ def judge_database(where: str, facts: DatabaseFacts) -> Finding:
 
 
 def _repairs(settings: UpSettings) -> Finding:
+    troubles = _troubles(settings)
+    return (
+        note("repairs", "SQL cannot be asked", "see what is said of SQL")
+        if troubles is None
+        else judge_repairs(troubles)
+    )
+
+
+def _troubles(settings: UpSettings) -> Troubles | None:
+    """None where SQL does not answer: the finding about SQL says so."""
     from ondol.control.troubles import Troubles, find_troubles
 
     url = settings.resolved_database_url()
     file = sqlite_file(url)
     try:
-        troubles = Troubles() if file is not None and not file.exists() else find_troubles(url)
-    except OndolError:  # the finding about SQL says so
-        return note("repairs", "SQL cannot be asked", "see what is said of SQL")
-    return judge_repairs(troubles)
+        return Troubles() if file is not None and not file.exists() else find_troubles(url)
+    except OndolError:
+        return None
+
+
+def _clocks(settings: UpSettings) -> Finding:
+    troubles = _troubles(settings)
+    return (
+        note("clocks", "SQL cannot be asked", "see what is said of SQL") if troubles is None else judge_clocks(troubles)
+    )
+
+
+def judge_clocks(troubles: Troubles) -> Finding:
+    """What the clocks of the workers' hosts mean."""
+    if not troubles.skewed_workers:
+        return ok("clocks", "no worker's clock is far from the database's")
+    named = ", ".join(f"{worker} {_ahead(ahead_s)}" for worker, ahead_s in sorted(troubles.skewed_workers.items()))
+    return note("clocks", f"{named} the database's", "synchronise the clocks (NTP): times in their logs look wrong")
+
+
+def _ahead(ahead_s: float) -> str:
+    return f"is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'}"
 
 
 def judge_repairs(troubles: Troubles) -> Finding:
@@ -168,7 +220,8 @@ def _store(settings: UpSettings) -> Finding:
         began = time.monotonic()
         _probe(filesystem, f"{root.rstrip('/')}/.check-{uuid.uuid4().hex}")
     except Exception as error:  # noqa: BLE001 - the command's edge: each driver has errors of its own
-        return bad("store", f"{where}: {str(error) or type(error).__name__}", remedy)
+        told = without_secrets_of(url, str(error)) or type(error).__name__
+        return bad("store", f"{where}: {told}", remedy)
     return ok("store", f"{where}: wrote, read and deleted a file in {(time.monotonic() - began) * 1000:.0f} ms")
 
 
@@ -185,4 +238,4 @@ def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.0f} MB"
 
 
-CHECKS: tuple[Callable[[UpSettings], Finding], ...] = (_redis, _sql, _repairs, _store)
+CHECKS: tuple[Callable[[UpSettings], Finding], ...] = (_redis, _letters, _sql, _repairs, _clocks, _store)

@@ -196,7 +196,7 @@ class AsyncOndol(AsyncLabelCalls):
             try:
                 async for event in self._read_stream(stream):
                     yield event
-            except httpx.TransportError as exc:
+            except httpx.RequestError as exc:
                 stream.failed(translate(exc, self.base_url))
             if not stream.is_over:
                 await asyncio.sleep(stream.pause_s)
@@ -210,7 +210,7 @@ class AsyncOndol(AsyncLabelCalls):
     async def _read_stream(self, stream: EventStream) -> AsyncIterator[JobEvent]:
         response = await self._http.send(build_request(self._http, stream.request(), self._timeout_s), stream=True)
         try:
-            if response.status_code >= 400:
+            if response.status_code >= 300:
                 stream.refused(response.status_code, response.headers, await response.aread())
                 return
             stream.answered(response.status_code)
@@ -230,20 +230,20 @@ class AsyncOndol(AsyncLabelCalls):
             if effect.request.sink is not None:
                 return await self._save(effect.request, effect.request.sink)
             return to_answer(await self._http.send(build_request(self._http, effect.request, self._timeout_s)))
-        except httpx.TransportError as exc:
+        except httpx.RequestError as exc:
             raise translate(exc, self.base_url) from exc
 
     async def _save(self, request: Request, sink: Sink) -> Answer:
         response = await self._http.send(build_request(self._http, request, self._timeout_s), stream=True)
         try:
-            if response.status_code >= 400:
+            if response.status_code >= 300:
                 await response.aread()
                 return to_answer(response)
             await asyncio.to_thread(sink.begin)
             async for piece in response.aiter_bytes():
                 await asyncio.to_thread(sink.write, piece)
             return Answer(response.status_code, response.headers, b"")
-        except httpx.TransportError as exc:
+        except httpx.RequestError as exc:
             raise broken_off(exc, self.base_url) from exc
         finally:
             await response.aclose()

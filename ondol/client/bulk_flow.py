@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from ondol.client.errors import JobFailed, OndolAPIError
+from ondol.client.errors import ConnectionFailed, JobFailed, NoSuchThing, OndolAPIError, StateConflict
 from ondol.client.file_flows import delete_file, put_file
 from ondol.client.file_transfer import InputsUpload
 from ondol.client.flow import INTERRUPTIONS, Flow
@@ -71,7 +71,8 @@ def run_inputs(
     """What `ways` give for the inputs.
 
     A call is all or nothing: when it refuses one input, the inputs go as a job, which treats each alone. When anything
-    goes wrong with a job, or somebody interrupts, it is cancelled and the file that was sent for it is deleted.
+    goes wrong with a job, or somebody interrupts, it is cancelled and the file that was sent for it is deleted. If that
+    fails, too, the error names the job in a note, and as `job_id` where it is about the server.
     """
     if request.is_call():
         try:
@@ -83,8 +84,12 @@ def run_inputs(
     try:
         yield from work.submit(policy)
         outcome = yield from ways.collect((yield from work.wait(policy, on_progress)), policy)
-    except (OndolError, *INTERRUPTIONS):
-        yield from work.take_back(replace(policy, max_retries=0))
+    except (OndolError, *INTERRUPTIONS) as error:
+        left = yield from work.take_back(replace(policy, max_retries=0))
+        if left is not None:
+            error.add_note(f"job {left} was not cancelled and goes on; client.jobs.get({left!r}) finds it")
+            if isinstance(error, (ConnectionFailed, OndolAPIError)):
+                error.job_id = left
         raise
     yield from work.forget_file(policy)
     return outcome
@@ -123,12 +128,18 @@ class _Work:
             raise JobFailed(ended)
         return ended
 
-    def take_back(self, policy: RetryPolicy) -> Flow[None]:
-        """Cancel the job and delete its file, as far as they are there."""
+    def take_back(self, policy: RetryPolicy) -> Flow[str | None]:
+        """Cancel the job and delete its file, as far as they are there; the id of a job that may go on all the same."""
+        left = None
         if self._job is not None:
-            with suppress(OndolError):  # it has ended, or the server is gone: the first error is the one to report
+            try:
                 yield from cancel_job(self._job.id, policy)
+            except (StateConflict, NoSuchThing):
+                left = None  # it has ended
+            except OndolError:  # the server is gone: the first error is the one to report
+                left = self._job.id
         yield from self.forget_file(policy)
+        return left
 
     def forget_file(self, policy: RetryPolicy) -> Flow[None]:
         """Delete the file of inputs; one that cannot be deleted now expires."""

@@ -26,10 +26,14 @@ class ItemError:
 
 
 class ConnectionFailed(OndolError):
-    """No answer came from the server at `url`; trying again can help. `was_sent`: the request may have reached it."""
+    """No answer came from the server at `url`; trying again can help. `was_sent`: the request may have reached it.
+
+    `job_id` is that of a job which was accepted and could not be cancelled: it goes on, and will have a result.
+    """
 
     code = "connection_failed"
     retryable = True
+    job_id: str | None = None
 
     def __init__(self, message: str, *, url: str, was_sent: bool = True) -> None:
         super().__init__(message)
@@ -46,8 +50,11 @@ class AnswerTimedOut(ConnectionFailed):
 class OndolAPIError(OndolError):
     """The server refused: `status` (HTTP), `code`, `param` (the field at fault) and `request_id` say what and where.
 
-    `after_lost_answer`: an earlier try of the same request may have reached the server, and may have worked.
+    `after_lost_answer`: an earlier try of the same request may have reached the server, and may have worked. `job_id`
+    is that of a job which was accepted and could not be cancelled: it goes on, and will have a result.
     """
+
+    job_id: str | None = None
 
     def __init__(
         self,
@@ -166,10 +173,12 @@ def error_from_answer(
     retry_after_s: float | None,
     after_lost_answer: bool = False,
 ) -> OndolAPIError:
-    """The error that an answer with a status of 400 or more states, in OpenAI's shape, Hugging Face's, or none."""
+    """The error that an answer with a status of 300 or more states, in OpenAI's shape, Hugging Face's, or none."""
     kind = _BY_STATUS.get(status) or (ServerFailed if status >= 500 else RequestRefused)
     body = _error_body(content)
     message = body.get("message") or f"the server answered {status}: {content[:200].decode('utf-8', 'replace')}"
+    if 300 <= status < 400:
+        message = f"the server answers {status}, a redirect; set ONDOL_URL to the address that it leads to"
     param = body.get("param")
     return kind(
         str(message),

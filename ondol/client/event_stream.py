@@ -45,7 +45,8 @@ class EventStream:
         self._policy.answered(status)
 
     def feed(self, line: str) -> JobEvent | None:
-        """The event that this line completes, if it is a new one."""
+        """The event that this line completes, if it is a new one. Any line shows that the server is there."""
+        self._tries = 0
         if line.startswith("data:"):
             self._lines.append(line[5:].removeprefix(" "))
         if line or not self._lines:
@@ -55,7 +56,6 @@ class EventStream:
         if event.seq <= self._last_seq:
             return None
         self._last_seq = event.seq
-        self._tries = 0
         self._has_news = True
         return event
 

@@ -30,6 +30,8 @@ SHORT_NAMES: dict[str, tuple[str, str]] = {
 }
 """Our own short names, and the place of each among the job's options."""
 
+FILE_LIFE_S = 30 * 86_400
+"""When the server forgets a file that `fine_tune` has uploaded; never before the jobs that need it have ended."""
 _FILE_ID = re.compile(r"file_[0-9a-z]{26}")
 _NAME = re.compile(NAME_PATTERN)
 
@@ -102,23 +104,30 @@ def place_options(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fine_tune(request: FineTune, policy: RetryPolicy) -> Flow[JobFields]:
-    """The accepted job. A file that stands for both data is sent once; when the job is refused, none is left behind."""
+    """The accepted job. A file that stands for both data is sent once.
+
+    When an upload breaks or the job is refused, none is left behind; where nobody knows whether the job was accepted,
+    they stay until they expire.
+    """
     uploaded: dict[Path, str] = {}
     try:
         files = {"train_file": (yield from _file_id(request.train, uploaded, policy))}
         if request.validation is not None:
             files["validation_file"] = yield from _file_id(request.validation, uploaded, policy)
-        options = {**request.options, **files}
-        about = request.envelope
-        job = JobRequest(
-            "fine-tune",
-            None,
-            request.model,
-            options,
-            priority=about.priority,
-            metadata=about.metadata,
-            webhook=about.webhook,
-        )
+    except (OndolError, *INTERRUPTIONS):
+        yield from _delete_all(uploaded.values(), policy)
+        raise
+    about = request.envelope
+    job = JobRequest(
+        "fine-tune",
+        None,
+        request.model,
+        {**request.options, **files},
+        priority=about.priority,
+        metadata=about.metadata,
+        webhook=about.webhook,
+    )
+    try:
         return (yield from submit_job(job, policy))
     except (OndolAPIError, *INTERRUPTIONS):
         yield from _delete_all(uploaded.values(), policy)
@@ -128,7 +137,7 @@ def fine_tune(request: FineTune, policy: RetryPolicy) -> Flow[JobFields]:
 def _source(value: Source) -> FileUpload | str:
     if isinstance(value, str) and _FILE_ID.fullmatch(value):
         return value
-    upload = FileUpload(value, DEFAULT_PURPOSE)
+    upload = FileUpload(value, DEFAULT_PURPOSE, expires_after_s=FILE_LIFE_S)
     check_suffix(upload.filename, DEFAULT_PURPOSE)
     return upload
 

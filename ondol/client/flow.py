@@ -110,7 +110,7 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Answer]:
         else:
             assert answer is not None
             policy.answered(answer.status)
-            if answer.status < 400:
+            if answer.status < 300:
                 return answer
             delay_s = policy.delay_after_answer(tries, answer.status, answer.headers)
             if delay_s is None:

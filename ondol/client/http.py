@@ -12,9 +12,14 @@ from ondol.client.errors import AnswerTimedOut, ConnectionFailed
 from ondol.client.flow import Answer, Request
 from ondol.client.settings import Target
 from ondol.contract.errors import InvalidPayload
-from ondol.settings import is_loopback
+from ondol.setting_values import is_loopback
 
 CONNECT_TIMEOUT_S = 5.0
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Requests that wait never keep another one from the server.
+
+More kept connections would cost more than they save: at each request httpx looks at all of them, for each of them.
+"""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -24,6 +29,7 @@ class ConnectOptions(TypedDict):
     base_url: str
     headers: dict[str, str]
     timeout: httpx.Timeout
+    limits: httpx.Limits
     trust_env: bool
 
 
@@ -36,6 +42,7 @@ def connect_options(target: Target, timeout_s: float) -> ConnectOptions:
         "base_url": target.url,
         "headers": headers,
         "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+        "limits": LIMITS,
         # A proxy of the environment cannot reach this machine's loopback.
         "trust_env": not is_loopback(_host(target.url)),
     }
@@ -65,10 +72,12 @@ def to_answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, response.headers, response.content)
 
 
-def translate(error: httpx.TransportError, url: str) -> ConnectionFailed:
+def translate(error: httpx.RequestError, url: str) -> ConnectionFailed:
     """Our error for a failure to reach the server or to get its answer."""
     if isinstance(error, httpx.ReadTimeout):
         return AnswerTimedOut(f"{url} did not answer in time", url=url)
+    if isinstance(error, httpx.DecodingError):
+        return broken_off(error, url)
     reason = str(error) or type(error).__name__
     return ConnectionFailed(
         f"cannot reach {url} ({reason}); start a server with `ondol up` or set ONDOL_URL",
@@ -82,7 +91,7 @@ async def _on_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-def broken_off(error: httpx.TransportError, url: str) -> ConnectionFailed:
+def broken_off(error: httpx.RequestError, url: str) -> ConnectionFailed:
     """Our error for an answer that ended, or stood still, before it was whole."""
     kind = AnswerTimedOut if isinstance(error, httpx.ReadTimeout) else ConnectionFailed
     reason = str(error) or type(error).__name__

@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ondol.contract.errors import InvalidPayload
+
 DEFAULT_URL = "http://127.0.0.1:8400"
 URL_FILE = Path("run/api.url")
 
@@ -35,10 +37,16 @@ class Target:
 
 
 def find_target(base_url: str | None = None, api_key: str | None = None) -> Target:
-    """The server to talk to; what is not given is read from the environment. Reads files, sends nothing."""
+    """The server to talk to; what is not given is read from the environment. Reads files, sends nothing.
+
+    InvalidPayload if the key cannot be one; white space around it is no part of it.
+    """
     settings = ClientSettings()
     url = base_url or settings.url or _running_here(settings.data_dir) or DEFAULT_URL
     key = api_key if api_key is not None else settings.api_key and settings.api_key.get_secret_value()
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidPayload("the API key holds a character that no key has; copy it again", param="api_key")
     return Target(url.rstrip("/"), key or None)
 
 

@@ -163,10 +163,11 @@ class Ondol(LabelCalls):
         """The accepted fine-tune of `model` on labelled data, which publishes a version of the model `name`.
 
         Does not wait for its end; `job.wait(progress=True)` does, and `job.result()` has the new `model` and `metrics`.
-        `data` and `validation` are local paths (.csv, .tsv, .jsonl, .json, .parquet), which are uploaded, or ids of
-        files. What is None is found in the data or left to the server; `validate_only` checks the files and trains
-        nothing. `options`: any other option of a fine-tune, also hyperparameters by their own names
-        (`weight_decay=0.1`) and columns (`tags_column="ner"`). RequestRefused names the option that is wrong.
+        `data` and `validation` are local paths (.csv, .tsv, .jsonl, .json, .parquet), or ids of files. A path is
+        uploaded, and its file kept for 30 days and as long as the job is unfinished. What is None is found in the data
+        or left to the server; `validate_only` checks the files and trains nothing. `options`: any other option of a
+        fine-tune, also hyperparameters by their own names (`weight_decay=0.1`) and columns (`tags_column="ner"`).
+        RequestRefused names the option that is wrong.
         """
         given = {
             "alias": alias,
@@ -210,7 +211,7 @@ class Ondol(LabelCalls):
         while not stream.is_over:
             try:
                 yield from self._read_stream(stream)
-            except httpx.TransportError as exc:
+            except httpx.RequestError as exc:
                 stream.failed(translate(exc, self.base_url))
             if not stream.is_over:
                 time.sleep(stream.pause_s)
@@ -224,7 +225,7 @@ class Ondol(LabelCalls):
     def _read_stream(self, stream: EventStream) -> Iterator[JobEvent]:
         response = self._http.send(build_request(self._http, stream.request(), self._timeout_s), stream=True)
         try:
-            if response.status_code >= 400:
+            if response.status_code >= 300:
                 stream.refused(response.status_code, response.headers, response.read())
                 return
             stream.answered(response.status_code)
@@ -244,20 +245,20 @@ class Ondol(LabelCalls):
             if effect.request.sink is not None:
                 return self._save(effect.request, effect.request.sink)
             return to_answer(self._http.send(build_request(self._http, effect.request, self._timeout_s)))
-        except httpx.TransportError as exc:
+        except httpx.RequestError as exc:
             raise translate(exc, self.base_url) from exc
 
     def _save(self, request: Request, sink: Sink) -> Answer:
         response = self._http.send(build_request(self._http, request, self._timeout_s), stream=True)
         try:
-            if response.status_code >= 400:
+            if response.status_code >= 300:
                 response.read()
                 return to_answer(response)
             sink.begin()
             for piece in response.iter_bytes():
                 sink.write(piece)
             return Answer(response.status_code, response.headers, b"")
-        except httpx.TransportError as exc:
+        except httpx.RequestError as exc:
             raise broken_off(exc, self.base_url) from exc
         finally:
             response.close()

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 MAX_SHARD_INPUTS = 4_096
 """Most inputs of one shard, however short they are."""
 
+MAX_JOB_SIZE = 2**31 - 1
+"""Most inputs, and most estimated tokens, of one job: as many as its row has room for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:

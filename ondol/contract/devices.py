@@ -57,6 +57,12 @@ def parse_devices(text: str, *, cores: tuple[int, ...], num_gpus: int) -> tuple[
     return tuple(DeviceSpec(name, _share(cores, i, len(names))) for i, name in enumerate(names))
 
 
+def count_cpu_devices(text: str) -> int:
+    """How many CPU devices `text` names, all of one host; 1 where it names none, or leaves it open."""
+    match = _CPU.fullmatch(text.strip())
+    return int(match["count"]) if match else 1
+
+
 def _cpu_devices(count: int, each: int, cores: tuple[int, ...]) -> tuple[DeviceSpec, ...]:
     if count * each > len(cores):
         raise InvalidPayload(

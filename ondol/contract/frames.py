@@ -15,6 +15,8 @@ _PREFIX = struct.Struct("<IQ")
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 MAX_BODY_BYTES = 4 * 1024 * 1024 * 1024
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 Header = dict[str, Any]
 Buffer = bytes | bytearray | memoryview
 
@@ -23,11 +25,19 @@ class FrameError(ValueError):
     """The bytes are not a frame."""
 
 
-def pack_frame(header: Header, bodies: Iterable[Buffer] = ()) -> bytes:
-    """One frame as bytes; `bodies` are joined in order."""
+def pack_frame(header: Header, bodies: Iterable[Buffer] = (), *, long_list: str | None = None) -> bytes:
+    """One frame as bytes; `bodies` are joined in order.
+
+    `long_list`: a field of the header, not its only one, that holds a list. It is written item by item, so that on a
+    thread the process's other threads go on meanwhile, which a single item of many megabytes keeps from doing so.
+    """
     body = b"".join(bodies)
-    # A lone surrogate in a text of somebody else's is no reason to die: `loads` takes it, too.
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
+    if long_list is None:
+        head = _dump(header)
+    else:
+        items = b",".join(_dump(item) for item in header[long_list])
+        others = _dump({name: value for name, value in header.items() if name != long_list})
+        head = b"".join((others[:-1], b",", _dump(long_list), b":[", items, b"]}"))
     return _PREFIX.pack(len(head), len(body)) + head + body
 
 
@@ -60,6 +70,11 @@ def receive_frame(sock: socket.socket) -> tuple[Header, memoryview] | None:
     body = _receive_exactly(sock, body_bytes)
     assert head is not None and body is not None
     return _parse_header(bytes(head)), memoryview(body)
+
+
+def _dump(value: Any) -> bytes:
+    # A lone surrogate in a text of somebody else's is no reason to die: `loads` takes it, too.
+    return _encode(value).encode(errors="surrogatepass")
 
 
 def _parse_header(data: bytes) -> Header:

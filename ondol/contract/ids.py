@@ -35,6 +35,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{_encode(value)}"
 
 
+def first_id(prefix: str, at: float) -> str:
+    """What sorts before every id made at that time (seconds since the epoch) or later, and behind all earlier ones."""
+    return f"{prefix}_{_encode(max(0, int(at * 1000)) << _RANDOM_BITS)}"
+
+
 def new_job_id() -> JobId:
     """A new job id."""
     return JobId(new_id("job"))

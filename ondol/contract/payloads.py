@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
@@ -13,6 +14,10 @@ from ondol.contract.model_spec import PoolingMode
 from ondol.contract.states import Priority
 
 MAX_METADATA_BYTES = 16_384
+MAX_DEPTH = 64
+"""Lists and objects within each other in a free-form field; some JSON encoders end at 254, with what stands around."""
+_INTEGERS = range(-(2**63), 2**64)
+"""What every JSON encoder writes."""
 
 TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1)]
 Text = Annotated[StrictStr, Field(min_length=1)]
@@ -122,21 +127,17 @@ class JobRequest(_Strict):
     @classmethod
     def _whole_characters(cls, value: dict[str, Any]) -> dict[str, Any]:
         """What no JSON encoder would write again is refused here: it would spoil every list that shows the job."""
+        _check_plain(value, 1)
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as exc:
             raise ValueError("a text in it has a lone surrogate, which is no character") from exc
-        except (TypeError, RecursionError) as exc:
-            raise ValueError("it must be plain JSON, not nested too deep") from exc
         return value
 
     @field_validator("metadata")
     @classmethod
     def _small_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            size_bytes = len(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise ValueError("metadata must be plain JSON, not nested too deep, without NaN or infinity") from exc
+        size_bytes = len(json.dumps(value))
         if size_bytes > MAX_METADATA_BYTES:
             raise ValueError(f"metadata has {size_bytes} bytes; at most {MAX_METADATA_BYTES} are kept")
         return value
@@ -146,3 +147,22 @@ class JobBatchRequest(_Strict):
     """`POST /v1/jobs/batch`: up to 1,000 jobs, each with an outcome of its own."""
 
     jobs: Annotated[list[Any], Field(min_length=1, max_length=1000)]
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """Return if `value`, at this depth, is JSON that every encoder writes; else ValueError."""
+    if isinstance(value, dict | list):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it must be plain JSON, not nested deeper than {MAX_DEPTH}")
+        for name in value if isinstance(value, dict) else ():
+            if not isinstance(name, str):
+                raise ValueError("it must be plain JSON: names are texts")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_plain(inner, depth + 1)
+    elif isinstance(value, bool | str) or value is None:
+        return
+    elif isinstance(value, int):
+        if value not in _INTEGERS:
+            raise ValueError("an integer in it has over 64 bits; write it as a text")
+    elif not isinstance(value, float) or not math.isfinite(value):
+        raise ValueError("it must be plain JSON, without NaN or infinity")

@@ -63,7 +63,7 @@ def create_key(url: str, *, project: str = DEFAULT_PROJECT, name: str, is_admin:
 
 def list_keys(url: str) -> list[KeyRecord]:
     """All keys, revoked ones too."""
-    return _write(url, lambda uow: uow.keys.list_all())
+    return _read(url, lambda uow: uow.keys.list_all())
 
 
 def revoke_key(url: str, key_id: str) -> None:
@@ -73,7 +73,7 @@ def revoke_key(url: str, key_id: str) -> None:
 
 def list_projects(url: str) -> list[ProjectRecord]:
     """All projects, by name."""
-    return _write(url, lambda uow: uow.keys.list_projects())
+    return _read(url, lambda uow: uow.keys.list_projects())
 
 
 def set_project(url: str, name: str, changes: Mapping[str, float | int | None]) -> ProjectRecord:
@@ -83,31 +83,32 @@ def set_project(url: str, name: str, changes: Mapping[str, float | int | None]) 
 
 def has_keys(url: str) -> bool:
     """Whether a valid key exists."""
-    return _write(url, lambda uow: uow.keys.has_keys())
+    return _read(url, lambda uow: uow.keys.has_keys())
 
 
 def open_workers(url: str) -> set[str]:
     """Names of the workers and trainer nodes whose lease runs."""
-    database = Database(url, pool_size=1)
-    try:
-        return {session.worker for session in database.read(lambda uow: uow.sessions.open_sessions())}
-    finally:
-        database.close()
+    return _read(url, lambda uow: {session.worker for session in uow.sessions.open_sessions()})
 
 
 def manifests_in_use(url: str, *, grace_s: float) -> set[str]:
     """Digests of the files of versions that exist, were deleted less than `grace_s` ago, or serve an unfinished job."""
-    return _write(url, lambda uow: leftovers.manifests_in_use(uow, grace_s=grace_s))
+    return _read(url, lambda uow: leftovers.manifests_in_use(uow, grace_s=grace_s))
 
 
 def known_manifests(url: str) -> set[str]:
-    """Digests of the files of all versions that there ever were."""
-    return _write(url, leftovers.known_manifests)
+    """Digests of the files of all versions that there ever were, and of those that somebody began to publish."""
+    return _read(url, leftovers.known_manifests)
+
+
+def forget_intents(url: str, stored: Collection[str], *, older_than_s: float) -> None:
+    """Forget begun publishes that are older and left no manifest among `stored`."""
+    _write(url, lambda uow: leftovers.forget_intents(uow, stored, older_than_s=older_than_s))
 
 
 def jobs_that_exist(url: str, ids: Collection[str]) -> set[str]:
     """Those of the job ids that have a row, of all projects."""
-    return _write(url, lambda uow: leftovers.jobs_that_exist(uow, ids))
+    return _read(url, lambda uow: leftovers.jobs_that_exist(uow, ids))
 
 
 def _facts(uow: UnitOfWork) -> tuple[str, str | None, int | None, float]:
@@ -117,6 +118,14 @@ def _facts(uow: UnitOfWork) -> tuple[str, str | None, int | None, float]:
         return f"SQLite {version}", mode, None, uow.now
     number = int(uow.conn.exec_driver_sql("SHOW server_version_num").scalar_one())
     return f"PostgreSQL {number // 10_000}.{number % 10_000}", None, number // 10_000, uow.now
+
+
+def _read(url: str, work: Callable[[UnitOfWork], T]) -> T:
+    database = Database(url, pool_size=1)
+    try:
+        return database.read(work)
+    finally:
+        database.close()
 
 
 def _write(url: str, work: Callable[[UnitOfWork], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from ondol.contract.errors import Conflict
 
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 _NVIDIA_SMI_LIMIT_S = 10
+_GPU_MODEL = re.compile(r"^Model:(?P<name>.+)$", re.MULTILINE)
 
 
 class PortTaken(Conflict):
@@ -35,6 +37,13 @@ def count_gpus() -> int:
         return present
     named = [part for part in visible.split(",") if part.strip() and part.strip() != "-1"]
     return min(present, len(named))
+
+
+def gpu_names() -> tuple[str, ...]:
+    """What the NVIDIA GPUs of this host are called, in the driver's order; () where the driver does not say."""
+    stated = sorted(_NVIDIA_GPUS.glob("*/information")) if _NVIDIA_GPUS.is_dir() else []
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in stated)
+    return tuple(found["name"].strip() for text in texts if (found := _GPU_MODEL.search(text)) is not None)
 
 
 def is_port_free(host: str, port: int) -> bool:

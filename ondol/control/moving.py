@@ -11,9 +11,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from ondol.contract.errors import Conflict, DatabaseUnavailable, InvalidPayload, NotFound
-from ondol.control.backup import sqlite_path
+from ondol.control.sqlite_files import sqlite_path
 from ondol.sql import copying, migrate, moved, restored
 from ondol.sql.copying import TableCopied
+from ondol.sql.database import plain_engine
 from ondol.sql.unit_of_work import UnitOfWork
 
 __all__ = ["Moved", "TableCopied", "move_database", "reopen_database"]
@@ -49,7 +50,7 @@ def move_database(source: str, target: str, *, told: Callable[[TableCopied], Non
     _check_schema(source)
     target_path = sqlite_path(target)
     if target_path is not None:
-        target_path.parent.mkdir(parents=True, exist_ok=True)
+        target_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     migrate.upgrade(target)
     _refuse_full(target)
     num_handed_back = 0
@@ -75,7 +76,9 @@ def move_database(source: str, target: str, *, told: Callable[[TableCopied], Non
 
 def reopen_database(url: str) -> bool:
     """Let a database that was moved take writes again; whether it was. Only if nobody has worked with its copy."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    if migrate.current(url) is None:
+        return False
+    engine = plain_engine(url)
     try:
         with engine.begin() as conn:
             return moved.unmark_moved(conn) > 0
@@ -89,7 +92,7 @@ def _check_schema(url: str) -> None:
         raise InvalidPayload(
             f"the database has schema {revision}, not {migrate.newest()}; run `ondol db upgrade` first"
         )
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = plain_engine(url)
     try:
         with engine.connect() as conn:
             if moved.is_moved(conn):
@@ -99,7 +102,7 @@ def _check_schema(url: str) -> None:
 
 
 def _refuse_full(url: str) -> None:
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = plain_engine(url)
     try:
         with engine.connect() as conn:
             found = copying.num_rows_of(conn)

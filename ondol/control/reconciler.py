@@ -13,8 +13,9 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ondol.broker.connection import connect
+from ondol.broker.dead_letters import DeadLetters
 from ondol.broker.wake import WakeBus
-from ondol.contract.errors import DatabaseUnavailable
+from ondol.contract.errors import BrokerUnavailable, DatabaseUnavailable
 from ondol.contract.ids import new_id
 from ondol.control.purging import Purger, Retention
 from ondol.control.ringer import Ringer
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 LEADER = RECONCILER
 CANARY_KEY = "ondol:canary"
 _REDIS_LIMIT_S = 2.0
+_SWEEP_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class ReconcilerLimits:
     rung_unclaimed_s: float = 4.0
     leader_lease_s: float = 6.0
     session_lease_s: float = 6.0
+    dead_letters_s: float | None = None
+    """Age at which dead letters are deleted; None: only newer ones push them out."""
 
 
 class Reconciler:
@@ -57,6 +61,8 @@ class Reconciler:
         self._database = database
         # Few seconds and no second try: while Redis stands still, what needs SQL alone must go on, under a lease.
         self._redis = connect(redis_url, answer_limit_s=_REDIS_LIMIT_S, retry=Retry(NoBackoff(), 0))
+        self._letters = DeadLetters(redis_url)
+        self._next_sweep_at = 0.0
         self._ringer = ringer
         self._wake = wake
         self._limits = limits
@@ -81,6 +87,7 @@ class Reconciler:
             log.info("reconciler.leads" if is_leader else "reconciler.follows", holder=self._holder)
             self._was_leader = is_leader
             self._metrics.leads.set(is_leader)
+            self._metrics.letters.set(0)
         if not is_leader:
             return False
         found = self._redis_lost_its_data()
@@ -94,9 +101,19 @@ class Reconciler:
             self._set_canary()
         if found is not None:  # else each message would be waited for in vain
             self._ringer.ring()
+            self._sweep_letters()
         self._purge()
         self._metrics.rounds.inc()
         return True
+
+    def _sweep_letters(self) -> None:
+        if time.monotonic() < self._next_sweep_at:
+            return
+        self._next_sweep_at = time.monotonic() + _SWEEP_EVERY_S
+        try:
+            self._metrics.letters.set(self._letters.sweep(self._limits.dead_letters_s))
+        except BrokerUnavailable as exc:
+            log.warning("reconciler.letters_not_swept", reason=exc.message)
 
     def _purge(self) -> None:
         """An edge: what cannot be purged must not stand in the way of repairs."""
@@ -118,6 +135,7 @@ class Reconciler:
             self._database.write(lambda uow: uow.leaders.resign(LEADER, holder=self._holder))
         except DatabaseUnavailable as exc:
             log.warning("reconciler.not_resigned", reason=exc.message)
+        self._letters.close()
         self._redis.close()
 
     def _believe(self) -> None:

@@ -14,7 +14,7 @@ from ondol.contract.errors import DatabaseUnavailable, OndolError
 from ondol.contract.kinds import JobKind
 from ondol.control.heartbeat import Heartbeat
 from ondol.control.measuring import measured
-from ondol.control.purging import retention_of
+from ondol.control.purging import DAY_S, retention_of
 from ondol.control.reconciler import Reconciler, ReconcilerLimits
 from ondol.control.ringer import Ringer, window_limits
 from ondol.logs import configure_logging
@@ -44,10 +44,12 @@ def run_reconciler(settings: ReconcilerSettings, stopping: threading.Event) -> N
             rung_unclaimed_s=settings.rung_unclaimed_s,
             leader_lease_s=settings.leader_lease_s,
             session_lease_s=settings.lease_s,
+            dead_letters_s=settings.keep_dead_letters_days * DAY_S or None,
         ),
         metrics=metrics,
         retention=retention_of(settings),
     )
+    metrics.clock.watch(lambda: database.clock.ahead_s)
     SystemMetrics(metrics.registry, lambda: _look(database, reconciler))
     heartbeat = Heartbeat(settings.run_dir, "reconciler")
     try:

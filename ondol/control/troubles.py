@@ -12,6 +12,7 @@ from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.database import Database
 from ondol.sql.leaders import RECONCILER
 from ondol.sql.sessions import INFER
+from ondol.sql.skew import SKEW_LIMIT_S
 from ondol.sql.tables import messages, repairs
 from ondol.sql.unit_of_work import UnitOfWork
 
@@ -28,6 +29,8 @@ class Troubles:
     """Whether a reconciler has ever led, or nobody works here yet."""
     idle_workers: Sequence[str] = ()
     """Ready workers that take nothing, although work has waited for half a minute."""
+    skewed_workers: Mapping[str, float] = field(default_factory=dict)
+    """Workers whose clock is further from the database's than it should be: by how many seconds it is ahead."""
     recent_repairs: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -49,6 +52,11 @@ def _look(uow: UnitOfWork) -> Troubles:
         leaderless_s=leaderless_s or 0.0,
         has_led=leaderless_s is not None or not uow.sessions.open_sessions(),
         idle_workers=_idle_workers(uow),
+        skewed_workers={
+            s.worker: s.clock_ahead_s
+            for s in uow.sessions.open_sessions()
+            if s.clock_ahead_s is not None and abs(s.clock_ahead_s) > SKEW_LIMIT_S
+        },
         recent_repairs={row.kind: row.total for row in uow.conn.execute(recent.order_by(repairs.c.kind))},
     )
 

@@ -24,6 +24,7 @@ from ondol.control.up_model import import_default_model
 from ondol.control.up_programs import child_environment, plan_programs
 from ondol.control.up_ready import Start
 from ondol.control.up_watch import WATCH_EVERY_S, LoopWatch
+from ondol.setting_values import is_loopback
 from ondol.settings import (
     EXIT_WRONG_USE,
     IntakeSettings,
@@ -31,7 +32,6 @@ from ondol.settings import (
     TrainerSettings,
     UpSettings,
     WorkerSettings,
-    is_loopback,
     load_settings,
 )
 

@@ -32,7 +32,9 @@ class Start:
             return "the api does not answer (api.log)"
         if listed.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             return None  # keys exist and `up` was given none: the api's own word has to do
-        sessions = listed.raise_for_status().json()["data"]
+        if listed.is_error:
+            return f"the api answers {listed.status_code} (api.log)"
+        sessions = listed.json()["data"]
         ready = {
             one["device"]
             for one in sessions

@@ -10,6 +10,8 @@ from prometheus_client.registry import Collector
 
 from ondol.metrics.batch_histogram import BatchHistogram
 from ondol.metrics.batches import BatchMetrics, number_in
+from ondol.metrics.clock import ClockMetric
+from ondol.metrics.dead_letters import DeadLetterMetrics
 from ondol.metrics.jobs import AcceptMetrics, AttemptMetrics, EndedAttempts, NoticeMetrics, RingMetrics, StageMetrics
 from ondol.metrics.purging import PurgeMetrics, SweepMetrics
 from ondol.metrics.registry import as_label, new_registry
@@ -24,6 +26,7 @@ class ApiMetrics:
 
     def __init__(self) -> None:
         self.registry = new_registry("api")
+        self.clock = ClockMetric(self.registry)
         self.accept = AcceptMetrics(self.registry)
         self.ring = RingMetrics(self.registry)
         self.notices = NoticeMetrics(self.registry, "webhook")
@@ -39,6 +42,16 @@ class ApiMetrics:
             "Seconds from a request's head to the end of its answer; long polls and event streams wait on purpose.",
             ("route",),
             bounds=REQUEST_BOUNDS_S,
+            registry=self.registry,
+        )
+        self._streams = Gauge(
+            "ondol_event_streams",
+            "Event streams (SSE) that are open; at ONDOL_MAX_EVENT_STREAMS the next is refused.",
+            registry=self.registry,
+        )
+        self._body_bytes = Gauge(
+            "ondol_request_body_bytes",
+            "Bytes of JSON bodies that are held; at ONDOL_MAX_BODIES_MB the next is refused.",
             registry=self.registry,
         )
         self._calls = Counter(
@@ -57,6 +70,11 @@ class ApiMetrics:
             bounds=REQUEST_BOUNDS_S,
             registry=self.registry,
         )
+
+    def watch(self, *, num_streams: Callable[[], int], num_body_bytes: Callable[[], int]) -> None:
+        """Where to look for what requests hold; each is called on the thread that answers a scrape."""
+        self._streams.set_function(num_streams)
+        self._body_bytes.set_function(num_body_bytes)
 
     def request_ended(self, *, route: str | None, method: str, status: int, took_s: float) -> None:
         """A request was answered."""
@@ -77,9 +95,11 @@ class IntakeMetrics:
 
     def __init__(self) -> None:
         self.registry = new_registry("intake")
+        self.clock = ClockMetric(self.registry)
         self.accept = AcceptMetrics(self.registry)
         self.ring = RingMetrics(self.registry)
         self.notices = NoticeMetrics(self.registry, "celery")
+        self.letters = DeadLetterMetrics(self.registry)
 
 
 class DeviceMetrics:
@@ -127,11 +147,13 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = new_registry("worker")
+        self.clock = ClockMetric(self.registry)
         self.ring = RingMetrics(self.registry)
         self.attempts = AttemptMetrics(self.registry)
         self.stages = StageMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
+        self.letters = DeadLetterMetrics(self.registry)
 
 
 class TrainerMetrics:
@@ -139,9 +161,11 @@ class TrainerMetrics:
 
     def __init__(self) -> None:
         self.registry = new_registry("trainer")
+        self.clock = ClockMetric(self.registry)
         self.ring = RingMetrics(self.registry)
         self.attempts = AttemptMetrics(self.registry, ("fine-tune", "lost"))
         self.stages = StageMetrics(self.registry)
+        self.letters = DeadLetterMetrics(self.registry)
         self._checks = Counter(
             "ondol_checks_total",
             "Checks of a fine-tune's files ended: passed, failed (also where a retry is left), handed_back, stale.",
@@ -182,11 +206,17 @@ class ReconcilerMetrics:
 
     def __init__(self, kinds: Iterable[str] = ()) -> None:
         self.registry = new_registry("reconciler")
+        self.clock = ClockMetric(self.registry)
         self.ring = RingMetrics(self.registry)
         self.attempts = EndedAttempts(self.registry, *((kind, "lost") for kind in kinds))
         self.purges = PurgeMetrics(self.registry)
         self.leads = Gauge(
             "ondol_reconciler_leads", "1 while this reconciler is the one that acts, else 0.", registry=self.registry
+        )
+        self.letters = Gauge(
+            "ondol_dead_letters",
+            "Dead letters that wait to be looked at, as the acting reconciler has found; 0 at the others.",
+            registry=self.registry,
         )
         self.rounds = Counter(
             "ondol_reconciler_rounds_total",

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 MAX_COUNTED_LOSSES = 3
 LAPSES_BEFORE_ALONE = 3
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_WORKER_LOST = {
+    "code": "worker_lost",
+    "message": f"the process died {MAX_COUNTED_LOSSES} times while it ran this job alone",
+    "param": None,
+}
 
 _CLAIMED = (
     jobs.c.id,
@@ -115,11 +120,29 @@ _RETRY = _move(
     num_retries=jobs.c.num_retries + 1,
     num_losses=_ADDED_LOSSES,
 )
-_LOSE = _move(JobState.QUEUED, num_losses=jobs.c.num_losses + 1, num_lapses=jobs.c.num_lapses + 1)
-_TAKE_BACK = _move(
-    JobState.QUEUED,
-    num_losses=jobs.c.num_losses + sa.case((sa.or_(jobs.c.is_alone, IS_TRAINING), 1), else_=0),
-    num_lapses=jobs.c.num_lapses + 1,
+
+
+def _move_lost(num_losses: sa.ColumnElement[int], **values: Any) -> sa.Update:
+    """The process of these attempts died: one move, to `queued`, or to `failed` with what is then counted too much."""
+    is_last = num_losses >= MAX_COUNTED_LOSSES
+    error = sa.bindparam("b_error", type_=jobs.c.error.type)
+    return (
+        _move(
+            JobState.QUEUED,
+            num_losses=num_losses,
+            num_lapses=jobs.c.num_lapses + 1,
+            finished_at=sa.case((is_last, _NOW), else_=jobs.c.finished_at),
+            error=sa.case((is_last, error), else_=jobs.c.error),
+            **values,
+        )
+        .values(state=sa.case((is_last, JobState.FAILED.value), else_=JobState.QUEUED.value))
+        .returning(jobs.c.state)
+    )
+
+
+_LOSE = _move_lost(jobs.c.num_losses + 1)
+_TAKE_BACK = _move_lost(
+    jobs.c.num_losses + sa.case((sa.or_(jobs.c.is_alone, IS_TRAINING), 1), else_=0),
     is_alone=sa.or_(jobs.c.is_alone, jobs.c.num_lapses + 1 >= LAPSES_BEFORE_ALONE),
 )
 _HAND_BACK = _move(JobState.QUEUED)
@@ -194,11 +217,7 @@ class AttemptRepository:
 
     def lose(self, job_id: str, attempt: int, error: dict[str, Any], *, worker: str) -> bool:
         """The process of a running attempt died: queue the job again, or fail it at the third loss in a row."""
-        rows = self._fence(_LOSE, [(job_id, attempt)])
-        self._close_attempts([(r.id, r.attempt, "lost", None, None, error) for r in rows])
-        self._tell(rows, after=JobState.QUEUED, reason=Reason.PROCESS_DIED, worker=worker)
-        self._fail_lost([row.id for row in rows])
-        return bool(rows)
+        return bool(self._lost(_LOSE, [(job_id, attempt)], Reason.PROCESS_DIED, error=error, worker=worker))
 
     def close_attempt(self, job_id: str, attempt: int, outcome: str, error: dict[str, Any] | None = None) -> None:
         """Write down how an attempt ended whose job was moved already."""
@@ -234,10 +253,7 @@ class AttemptRepository:
 
     def take_back(self, session_id: str) -> list[str]:
         """Queue again, or fail, everything that a lapsed session held, and forget its messages."""
-        rows = self._fence(_TAKE_BACK, self.held_by(session_id))
-        self._close_attempts([(r.id, r.attempt, "lost", None, None, None) for r in rows])
-        self._tell(rows, after=JobState.QUEUED, reason=Reason.LAPSED)
-        self._fail_lost([row.id for row in rows])
+        rows = self._lost(_TAKE_BACK, self.held_by(session_id), Reason.LAPSED)
         checks = self._uow.training.take_back_checks(session_id)
         self._uow.training.release_devices(session_id)
         self._conn.execute(sa.delete(messages).where(messages.c.session_id == session_id))
@@ -260,28 +276,23 @@ class AttemptRepository:
             taken += self.take_back(row.session_id)
         return taken
 
-    def _fail_lost(self, ids: Sequence[str]) -> None:
-        if not ids:
-            return
-        error = {
-            "code": "worker_lost",
-            "message": f"the process died {MAX_COUNTED_LOSSES} times while it ran this job alone",
-            "param": None,
-        }
-        statement = (
-            sa.update(jobs)
-            .where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED, jobs.c.num_losses >= MAX_COUNTED_LOSSES)
-            .values(state=JobState.FAILED, finished_at=self._uow.now, error=error, event_seq=jobs.c.event_seq + 1)
-            .returning(jobs.c.id, jobs.c.event_seq, jobs.c.attempt)
-        )
-        rows = self._conn.execute(statement).all()
-        self._uow.events.add_states(
-            [(r.id, r.event_seq) for r in rows],
-            before=JobState.RUNNING,
-            after=JobState.FAILED,
-            reason=Reason.WORKER_LOST,
-            attempt=[r.attempt for r in rows],
-        )
+    def _lost(
+        self,
+        move: sa.Update,
+        pairs: Sequence[tuple[str, int]],
+        reason: Reason,
+        *,
+        error: dict[str, Any] | None = None,
+        worker: str | None = None,
+    ) -> Sequence[Row[Any]]:
+        """Run a `_move_lost`. `error`: of the attempts; what a job fails with is `worker_lost`, whatever the reason."""
+        rows = self._fence(move, pairs, {"b_now": self._uow.now, "b_error": _WORKER_LOST})
+        self._close_attempts([(r.id, r.attempt, "lost", None, None, error) for r in rows])
+        failed = [row for row in rows if row.state == JobState.FAILED]
+        queued = [row for row in rows if row.state != JobState.FAILED]
+        self._tell(queued, after=JobState.QUEUED, reason=reason, worker=worker)
+        self._tell(failed, after=JobState.FAILED, reason=Reason.WORKER_LOST, worker=worker)
+        return rows
 
     def _fail_one(self, failure: Failure, max_retries: int, worker: str | None) -> list[str]:
         now, pair = self._uow.now, (failure.job_id, failure.attempt)

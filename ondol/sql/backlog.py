@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from ondol.contract.states import Priority
 from ondol.sql.jobs import num_jobs
-from ondol.sql.tables import IS_RUNG, IS_WAITING, IS_WHOLE, jobs, projects
+from ondol.sql.tables import IS_RUNG, IS_UNFINISHED_TRAINING, IS_WAITING, IS_WHOLE, jobs, projects
 
 if TYPE_CHECKING:
     from ondol.sql.unit_of_work import UnitOfWork
@@ -44,13 +44,15 @@ class Backlog:
     """One look, in one read transaction. `now` is the database's clock.
 
     A sharded job is one job as long as one of its shards is queued; its tokens leave with its shards, and are not
-    counted again in `ended`, where it counts as a job.
+    counted again in `ended`, where it counts as a job. Fine-tunes wait for trainers: they are not among `queued`, but
+    counted by project in `trainings`.
     """
 
     queued: Mapping[tuple[str, Priority], Amount]
     ended: Mapping[str, Amount]
     rules: Mapping[str, ProjectRules]
     now: float
+    trainings: Mapping[str, int] = field(default_factory=dict)
 
 
 def count_backlog(uow: UnitOfWork, *, window_s: float, since: float | None) -> Backlog:
@@ -71,7 +73,13 @@ def count_backlog(uow: UnitOfWork, *, window_s: float, since: float | None) -> B
             key = row.project_id, Priority(row.priority)
             queued[key] = queued.get(key, Amount()) + Amount(int(row.num), int(row.tokens))
     after = since if since is not None else uow.now - window_s
-    return Backlog(queued, _ended(uow, after), _rules(uow), uow.now)
+    return Backlog(queued, _ended(uow, after), _rules(uow), uow.now, _trainings(uow))
+
+
+def _trainings(uow: UnitOfWork) -> dict[str, int]:
+    """Fine-tunes by project that have not begun."""
+    query = sa.select(jobs.c.project_id, sa.func.count().label("num")).where(IS_UNFINISHED_TRAINING)
+    return {row.project_id: int(row.num) for row in uow.conn.execute(query.group_by(jobs.c.project_id))}
 
 
 def _ended(uow: UnitOfWork, since: float) -> dict[str, Amount]:

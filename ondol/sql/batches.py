@@ -37,6 +37,21 @@ class BatchRepository:
         found = {job.id: job for job in self._uow.jobs.get_many(ids[:limit], project_id)}
         return [found[job_id] for job_id in ids if job_id in found], len(ids) > limit
 
+    def without_files(self, *, limit: int) -> list[JobRecord]:
+        """Batches of all projects that have ended, and whose results may be in no files since; the oldest first."""
+        written_at = jobs.c.batch["written_at"].as_float()
+        query = (
+            sa.select(jobs.c.id, jobs.c.project_id)
+            .where(jobs.c.batch.is_not(sa.null()), jobs.c.is_sharded, jobs.c.finished_at.is_not(None))
+            .where(sa.or_(written_at.is_(None), written_at <= jobs.c.finished_at))
+            .order_by(jobs.c.id)
+            .limit(limit)
+        )
+        by_project: dict[str, list[str]] = {}
+        for row in self._conn.execute(query):
+            by_project.setdefault(row.project_id, []).append(row.id)
+        return [job for of, ids in by_project.items() for job in self._uow.jobs.get_many(ids, of)]
+
     def set_files(
         self, job_id: str, *, finished_at: float, changes: JsonObject, files: Sequence[NewFile]
     ) -> JsonObject | None:

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ondol.sql import moved
+from ondol.sql.database import plain_engine
 from ondol.sql.tables import metadata
 
 _ROWS_AT_ONCE = 500
@@ -176,9 +177,9 @@ def _writing(url: str) -> Iterator[Connection]:
 
 
 def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, poolclass=sa.NullPool)
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": _LOCK_WAIT_S})
+    engine = plain_engine(url)
+    if engine.dialect.name != "sqlite":
+        return engine
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_immediate)
     return engine
@@ -186,7 +187,7 @@ def _engine(url: str) -> Engine:
 
 def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={_LOCK_WAIT_S * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
 

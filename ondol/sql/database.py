@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.sql.many_rows import dump_json
+from ondol.sql.skew import ClockSkew
 from ondol.sql.unit_of_work import UnitOfWork
 
 T = TypeVar("T")
@@ -69,10 +70,15 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
+        self.clock = ClockSkew()
+        if self.is_sqlite:
+            self.clock.is_one_with_the_database()
         self._read_engine = _make_engine(url, pool_size=pool_size, is_writer=False)
         # An engine of its own on PostgreSQL too: readers that use up the pool must not keep a lease from being renewed.
         self._write_engine = _make_engine(url, pool_size=2, is_writer=True)
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._is_committing = False
+        """Of the writer's thread: whether what the current transaction did may be there from now on."""
         self._closed = False
         self._lock = threading.Lock()
         self._writer = threading.Thread(target=self._write_loop, name="sql-writer", daemon=True)
@@ -82,7 +88,7 @@ class Database:
         """What `work` returns, run in a read transaction of its own on the calling thread."""
         try:
             with self._read_engine.begin() as conn:
-                return work(UnitOfWork(conn, is_sqlite=self.is_sqlite))
+                return work(UnitOfWork(conn, is_sqlite=self.is_sqlite, clock=self.clock))
         except (DBAPIError, PoolTimeout) as exc:
             raise _translate(exc) from exc
 
@@ -133,26 +139,27 @@ class Database:
             if is_last:
                 return
 
-    def _run_group(self, group: Sequence[_Item], *, is_retry: bool = False) -> None:
+    def _run_group(self, group: Sequence[_Item], *, is_retry: bool = False, may_be_done: bool = False) -> None:
         for pause_s in (*_RETRY_PAUSES_S, None):
             try:
                 outcomes, hooks = self._attempt(group, is_retry=is_retry)
             except PoolTimeout as exc:
-                _fail_all(group, _translate(exc))
+                _fail_all(group, exc, may_be_done=may_be_done)
                 return
             except DBAPIError as exc:
                 is_retry = True
+                may_be_done = may_be_done or (self._is_committing and exc.connection_invalidated)
                 if pause_s is not None and _may_retry(exc):
                     threading.Event().wait(pause_s)
                     continue
                 if len(group) > 1 and not _is_unavailable(exc):
                     for item in group:
-                        self._run_group([item], is_retry=True)
+                        self._run_group([item], is_retry=True, may_be_done=may_be_done)
                     return
-                _fail_all(group, _translate(exc))
+                _fail_all(group, exc, may_be_done=may_be_done)
                 return
             except Exception as exc:  # noqa: BLE001 - the writer's edge: every waiting caller is answered
-                _fail_all(group, exc)
+                _fail_all(group, exc, may_be_done=may_be_done)
                 return
             _answer(group, outcomes, hooks)
             return
@@ -172,9 +179,10 @@ class Database:
         outcomes: list[tuple[Any, Exception | None]] = []
         hooks: list[Callable[[], None]] = []
         is_single = len(group) == 1
+        self._is_committing = False
         with self._write_engine.connect() as conn, conn.begin() as transaction:
             for item in group:
-                uow = UnitOfWork(conn, is_sqlite=self.is_sqlite, is_retry=is_retry)
+                uow = UnitOfWork(conn, is_sqlite=self.is_sqlite, is_retry=is_retry, clock=self.clock)
                 try:
                     value = self._run_one(conn, item, uow, is_guarded=is_guarded)
                 except DBAPIError as exc:
@@ -193,6 +201,7 @@ class Database:
                     continue
                 outcomes.append((value, None))
                 hooks.extend(uow.hooks)
+            self._is_committing = True
         return outcomes, hooks
 
     @staticmethod
@@ -219,14 +228,29 @@ def _answer(
                 item.future.set_exception(error)
 
 
-def _fail_all(group: Sequence[_Item], error: Exception) -> None:
+def _fail_all(group: Sequence[_Item], exc: Exception, *, may_be_done: bool) -> None:
     for item in group:
+        error = _translate(exc) if isinstance(exc, DBAPIError | PoolTimeout) else exc
+        if isinstance(error, DatabaseUnavailable):  # one object a caller: callers write on theirs
+            error.may_be_done = may_be_done
         with suppress(InvalidStateError):  # the caller may have cancelled its future
             item.future.set_exception(error)
 
 
+def plain_engine(url: str) -> Engine:
+    """An engine for migrations, copies and repairs: a connection at a time, kept by nobody, without a session's limits.
+
+    A server that does not answer is given up as by a Database; whoever runs statements translates the errors.
+    """
+    connect_args = {} if url.startswith("sqlite") else _PG_CONNECT
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args, hide_parameters=True)
+    event.listen(engine, "handle_error", _quote_no_row)
+    return engine
+
+
 def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
     options: dict[str, Any] = {"json_serializer": dump_json, "pool_pre_ping": not url.startswith("sqlite")}
+    options["hide_parameters"] = True  # errors reach the log, and parameters are texts, results and keys
     if url.startswith("sqlite"):
         options |= {"connect_args": {"timeout": _SQLITE_BUSY_S, "check_same_thread": False}, "pool_size": pool_size}
         engine = sa.create_engine(url, poolclass=sa.pool.QueuePool, **options)
@@ -235,9 +259,19 @@ def _make_engine(url: str, *, pool_size: int, is_writer: bool) -> Engine:
         return engine
     options |= {"connect_args": _PG_CONNECT, "pool_size": pool_size, "max_overflow": 4, "pool_timeout": 10}
     engine = sa.create_engine(url, **options)
+    event.listen(engine, "handle_error", _quote_no_row)
     settings = _PG_LIMITS + (_PG_WRITER if is_writer else "")
     event.listen(engine, "connect", lambda connection, _record: _set_up_postgresql(connection, settings))
     return engine
+
+
+def _quote_no_row(context: ExceptionContext) -> None:
+    """PostgreSQL's detail of a broken constraint is the whole row: of the error its first line has to do."""
+    if not getattr(getattr(context.original_exception, "diag", None), "message_detail", None):
+        return
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = (str(error.args[0]).splitlines()[0], *error.args[1:])
 
 
 def _set_up_postgresql(dbapi_connection: Any, settings: str) -> None:

@@ -1,14 +1,22 @@
-"""Whether somebody works with a database, and whether it holds anything that could be lost."""
+"""Whether somebody works with a database, and whether it holds anything that could be lost, ours or others'."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from ondol.sql.keys import DEFAULT_PROJECT
-from ondol.sql.tables import api_keys, files, jobs, leaders, models, projects, sessions, usage
+from ondol.sql.tables import api_keys, files, jobs, leaders, metadata, models, projects, sessions, usage
 from ondol.sql.unit_of_work import UnitOfWork
 
+OURS = frozenset({*metadata.tables, "alembic_version", "shards"})
+"""Names of our tables, of releases before this one too."""
 _TELLING = (jobs, files, models, api_keys, usage)
+
+
+def tables_of_others(conn: Connection) -> list[str]:
+    """Names of the tables that are not ours: another application's, or those of a newer release."""
+    return sorted(set(sa.inspect(conn).get_table_names()) - OURS)
 
 
 def is_live(uow: UnitOfWork) -> str:

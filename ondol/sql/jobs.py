@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from ondol.contract.errors import Conflict, IllegalTransition, JobNotFound
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import TERMINAL, JobState, Reason, sources_of
+from ondol.sql.job_pages import EVERY_JOB, JobFilter
 from ondol.sql.job_rows import JOB_COLUMNS, input_row, job_query, job_row, record_of, record_of_new, shard_row
 from ondol.sql.many_rows import ManyRows
 from ondol.sql.purging import Part
@@ -111,35 +112,19 @@ class JobRepository:
     def page(
         self,
         project_id: str,
+        wanted: JobFilter = EVERY_JOB,
         *,
-        kind: JobKind | None = None,
-        state: JobState | None = None,
-        model_ref: str | None = None,
-        created_after: float | None = None,
-        metadata: Mapping[str, str] | None = None,
         after: str | None = None,
+        down_to: str | None = None,
         limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
-        """A page, newest first, beginning behind the job `after`; and whether there are more.
-
-        `metadata`: only jobs that bear all of these; an empty mapping: only jobs that bear none.
-        """
-        query = job_query().where(jobs.c.project_id == project_id).order_by(jobs.c.id.desc()).limit(limit + 1)
-        if kind is not None:
-            query = query.where(jobs.c.kind == kind)
-        if state is not None:
-            query = query.where(jobs.c.state == state)
-        if model_ref is not None:
-            query = query.where(
-                sa.or_(jobs.c.model_ref == model_ref, jobs.c.model_ref.startswith(model_ref + ":", autoescape=True))
-            )
-        if created_after is not None:
-            query = query.where(jobs.c.created_at > created_after)
-        if metadata is not None:
-            query = query.where(_bears(metadata))
+        """A page, newest first, beginning behind the job `after`; and whether there are more, down to `down_to`."""
+        query = job_query().where(jobs.c.project_id == project_id, *wanted.conditions())
         if after is not None:
             query = query.where(jobs.c.id < after)
-        found = self._records(query)
+        if down_to is not None:
+            query = query.where(jobs.c.id >= down_to)
+        found = self._records(query.order_by(jobs.c.id.desc()).limit(limit + 1))
         return found[:limit], len(found) > limit
 
     def queue_position(self, job: JobRecord, *, at_most: int = 10_000) -> int:
@@ -158,20 +143,6 @@ class JobRepository:
             )
             num += int(self._conn.execute(sa.select(num_jobs(ahead.c.parent_id)).select_from(ahead)).scalar_one())
         return min(num, at_most)
-
-    def backlog(self) -> tuple[int, int]:
-        """Jobs that are queued, or of which shards are, and the sum of the estimated tokens of what is queued."""
-        num = num_tokens = 0
-        for part in (IS_WAITING, IS_RUNG):  # a partial index each; one condition over both would read all finished jobs
-            query = sa.select(num_jobs(jobs.c.parent_id), sa.func.coalesce(sa.func.sum(jobs.c.estimated_tokens), 0))
-            count, tokens = self._conn.execute(query.where(part)).one()
-            num, num_tokens = num + int(count), num_tokens + int(tokens)
-        return num, num_tokens
-
-    def num_finished_since(self, since: float) -> int:
-        """Jobs that ended after `since`: the measured drain rate's numerator."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.finished_at > since, IS_WHOLE)
-        return int(self._conn.execute(query).scalar_one())
 
     def payload(self, job_id: str) -> bytes:
         """The job's input as it was accepted, UTF-8 JSON."""
@@ -224,6 +195,7 @@ class JobRepository:
             "device_released_at": None,
             "pause_requested_at": None,
             "events_gone_at": None,
+            "results_gone_at": None,  # it had none, and those of its next attempts have a time of their own
         }
         if job.state is not JobState.FAILED or not self._move(
             [job_id],
@@ -232,10 +204,10 @@ class JobRepository:
             values=values,
             only_from=frozenset({JobState.FAILED}),
         ):
-            raise IllegalTransition(f"job {job_id} is {job.state}; only a failed job can be retried")
-        if job.kind is not JobKind.FINE_TUNE:  # those need neither: they have files and checkpoints
-            for part in (Part.INPUTS, Part.RESULTS):  # asked now: nobody purges what is no longer ended
-                self._uow.purging.check_part(job_id, part)
+            state = self.get(job_id, project_id).state  # JobNotFound if it was deleted meanwhile
+            raise IllegalTransition(f"job {job_id} is {state}; only a failed job can be retried")
+        if job.kind is not JobKind.FINE_TUNE:  # those do not need them: they have files
+            self._uow.purging.check_part(job_id, Part.INPUTS)  # asked now: nobody purges what is no longer ended
         if job.is_sharded:
             self._uow.shards.retry(job_id, values)
         return self.get(job_id, project_id)
@@ -249,7 +221,11 @@ class JobRepository:
             .limit(limit)
         )
         late = [row.id for row in self._conn.execute(query)]
-        error = {"code": "deadline_exceeded", "message": "the deadline passed before the job began", "param": None}
+        error = {
+            "code": "deadline_exceeded",
+            "message": "the deadline passed while the job waited to run",
+            "param": None,
+        }
         return self._move(
             late,
             after=JobState.FAILED,
@@ -263,6 +239,9 @@ class JobRepository:
 
         IllegalTransition while the job is active: cancel it first.
         """
+        if not self._uow.is_sqlite:  # a retry that comes now waits, and finds no job
+            mine = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.project_id == project_id, IS_WHOLE)
+            self._conn.execute(mine.with_for_update()).all()
         job = self.get(job_id, project_id)
         if job.state not in TERMINAL:
             raise IllegalTransition(f"job {job_id} is {job.state}; cancel it before deleting it")
@@ -321,21 +300,6 @@ class JobRepository:
         query = sa.select(jobs.c.id).where(jobs.c.id.in_([job.id for job in new]))
         known = {row.id for row in self._conn.execute(query)}
         return [job for job in new if job.id not in known]
-
-
-def _bears(metadata: Mapping[str, str]) -> sa.ColumnElement[bool]:
-    """Which jobs bear this metadata; with none of it, those that bear nothing."""
-    text = sa.cast(jobs.c.job_metadata, sa.Text)
-    if not metadata:
-        return text == "{}"
-    # PostgreSQL cannot take a text out of JSON that holds U+0000: such a job is passed over, not everybody's failure.
-    is_unreadable = text.contains("\\u0000", autoescape=True)
-    return sa.and_(
-        *(
-            sa.case((is_unreadable, sa.null()), else_=jobs.c.job_metadata[key].as_string()) == value
-            for key, value in metadata.items()
-        )
-    )
 
 
 def num_jobs(parent_id: sa.ColumnElement[str | None]) -> sa.ColumnElement[int]:

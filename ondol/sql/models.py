@@ -15,7 +15,7 @@ from ondol.contract.ids import new_id
 from ondol.contract.model_ref import DEFAULT_ALIAS, ModelRef, check_model_name
 from ondol.sql.aliases import AliasRepository
 from ondol.sql.records import DtypeRecord, JsonObject, VersionRecord
-from ondol.sql.tables import aliases, models, version_dtypes, versions
+from ondol.sql.tables import aliases, models, publish_intents, version_dtypes, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,13 @@ class ModelRepository(AliasRepository):
             )
         self._conn.execute(sa.update(versions).where(versions.c.id == version_id).values(deleted_at=self._uow.now))
 
+    def intend(self, manifest_digest: str) -> None:
+        """A version of these files is about to be stored; if it is never recorded, they may be collected later on."""
+        statement = self._insert(publish_intents).values(manifest_digest=manifest_digest, created_at=self._uow.now)
+        self._conn.execute(
+            statement.on_conflict_do_update(index_elements=["manifest_digest"], set_={"created_at": self._uow.now})
+        )
+
     def publish(
         self,
         *,
@@ -129,16 +136,20 @@ class ModelRepository(AliasRepository):
             "created_at": self._uow.now,
         }
         self._conn.execute(sa.insert(versions), [row])
+        self._conn.execute(sa.delete(publish_intents).where(publish_intents.c.manifest_digest == manifest_digest))
         is_moved = alias is not None and self._move_if_seen(model_id, alias, version_id, alias_seen)
         if is_first and self._alias(model_id, DEFAULT_ALIAS) is None:
             self._point(model_id, DEFAULT_ALIAS, version_id, current=None, reason="first version")
-        points_to = self._alias(model_id, alias) if alias is not None else None
-        return Published(
-            version=self.by_id(version_id),
-            alias=alias,
-            is_alias_moved=is_moved,
-            alias_points_to=f"{name}:{points_to.number}" if points_to is not None else None,
-        )
+        return self._published(self.by_id(version_id), alias, is_alias_moved=is_moved)
+
+    def published_by(self, job_id: str, attempt: int, *, alias: str | None = None) -> Published | None:
+        """What this attempt has published already, by a commit whose answer was lost; None when it has not."""
+        mine = (versions.c.job_id == job_id, versions.c.attempt == attempt)
+        version_id = self._conn.execute(sa.select(versions.c.id).where(*mine)).scalar_one_or_none()
+        if version_id is None:
+            return None
+        version = self.by_id(version_id)
+        return self._published(version, alias, is_alias_moved=alias in version.aliases)
 
     def resolved_dtype(self, manifest_digest: str, device_kind: str, engine: str = "torch") -> DtypeRecord | None:
         """What the fidelity check found for these files by this engine on this kind of device, if it was done."""
@@ -189,6 +200,11 @@ class ModelRepository(AliasRepository):
         """The highest number that was ever given, those of deleted versions too."""
         query = sa.select(sa.func.max(versions.c.number)).where(versions.c.model_id == model_id)
         return self._conn.execute(query).scalar() or 0
+
+    def _published(self, version: VersionRecord, alias: str | None, *, is_alias_moved: bool) -> Published:
+        points_to = self._alias(version.model_id, alias) if alias is not None else None
+        name = None if points_to is None else f"{version.name}:{points_to.number}"
+        return Published(version=version, alias=alias, is_alias_moved=is_alias_moved, alias_points_to=name)
 
     def _move_if_seen(self, model_id: str, alias: str, version_id: str, alias_seen: str | None) -> bool:
         current = self._alias(model_id, alias)

@@ -57,11 +57,15 @@ class MessageOut:
 
 @dataclass(frozen=True, slots=True)
 class ReadyWorker:
-    """A worker that takes messages; `memory_bytes` of its device, None where it is not known."""
+    """A worker that takes messages; `memory_bytes` of its device, None where it is not known.
+
+    `is_silent`: messages of it have lapsed, and it has claimed nothing since.
+    """
 
     name: str
     warm: frozenset[str]
     memory_bytes: int | None = None
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,10 @@ class Placed:
         return self.jobs[0].project_id
 
 
+_Sort = tuple[str | None, str | None, bool]
+"""What tells jobs apart when a place is looked for: reference and id of the version, and whether it has waited long."""
+
+
 @dataclass(slots=True)
 class Placement:
     """One round for one class. `out`: all messages of the class; `sizes`: bytes of versions by id, as far as known.
@@ -128,6 +136,8 @@ class Placement:
     now: float
     shares: Mapping[str, Share] = field(default_factory=dict)
     _lines: dict[str, list[WaitingJob]] = field(default_factory=dict)
+    _sorts: dict[str, Counter[_Sort]] = field(default_factory=dict)
+    _examples: dict[_Sort, WaitingJob] = field(default_factory=dict)
     _num_out: Counter[str | None] = field(default_factory=Counter)
     _turns: dict[str, tuple[bool, float]] = field(default_factory=dict)
     _warm_at: dict[str, set[str]] = field(default_factory=dict)
@@ -138,6 +148,8 @@ class Placement:
     _num_jobs: Counter[str] = field(default_factory=Counter)
     _oldest: dict[str, float] = field(default_factory=dict)
     _silent: set[str] = field(default_factory=set)
+    _trusted: Sequence[ReadyWorker] = ()
+    _trusted_names: frozenset[str] = frozenset()
     _is_late: bool = False
     _least_memory: float = math.inf
     _most_memory: float = math.inf
@@ -158,53 +170,90 @@ class Placement:
             if len(placed) == before:
                 return placed
 
-    def _busyness(self, worker: ReadyWorker) -> tuple[int, int, int]:
+    def _busyness(self, worker: ReadyWorker) -> tuple[bool, int, int, int]:
         """Who has most room comes first; then who holds the fewest versions, and so has memory for another.
+
+        Behind all others comes who claims nothing.
 
         Between equals chance decides for a job that is late: it may have come back from one that claims nothing.
         """
         held = worker.warm.union(self.held.get(worker.name, ()))
         toss = zlib.crc32(f"{self.now} {worker.name}".encode()) if self._is_late else 0
-        return -self._room.get(worker.name, 0), len(held), toss
+        return worker.name not in self._trusted_names, -self._room.get(worker.name, 0), len(held), toss
 
     def _begin(self, waiting: Sequence[WaitingJob], room: Mapping[str, int]) -> None:
         self._room = dict(room)
         self._turns = {project: share.turn for project, share in self.shares.items()}
         memory = [worker.memory_bytes or math.inf for worker in self.workers]
         self._least_memory, self._most_memory = min(memory, default=math.inf), max(memory, default=math.inf)
-        for worker in self.workers:
+        self._trusted = [worker for worker in self.workers if not worker.is_silent] or self.workers
+        self._trusted_names = frozenset(worker.name for worker in self._trusted)
+        for worker in self._trusted:
             loading = set(self.held.get(worker.name, ())) - worker.warm
             for ref in worker.warm | loading:
                 self._warm_at.setdefault(ref, set()).add(worker.name)
             for ref in loading:
                 self._loading_at.setdefault(ref, set()).add(worker.name)
+        self._keep_silent_ones_to_one()
         self._is_late = bool(waiting) and self._is_old(waiting[0])
         self._silent = {m.worker for m in self.out} - {m.worker for m in self.out if m.is_claimed}
         for message in self.out:
             self._num_out[message.line or message.project] += 1
             self._rung_at[message.worker] = max(message.rung_at, self._rung_at.get(message.worker, 0.0))
         for job in waiting:
-            self._lines.setdefault(_line_of(job), []).append(job)
+            name, sort = _line_of(job), self._sort_of(job)
+            self._lines.setdefault(name, []).append(job)
+            self._sorts.setdefault(name, Counter())[sort] += 1
+            self._examples.setdefault(sort, job)
             if job.model_ref is not None:
                 self._tokens[job.model_ref] += job.estimated_tokens
                 self._num_jobs[job.model_ref] += 1
                 self._oldest.setdefault(job.model_ref, job.run_after)
 
+    def _keep_silent_ones_to_one(self) -> None:
+        """Who claims nothing has one message at a time, by which it may show that it does."""
+        num_out = Counter(message.worker for message in self.out)
+        for worker in self.workers:
+            if worker.is_silent:
+                self._room[worker.name] = min(self._room.get(worker.name, 0), max(0, 1 - num_out[worker.name]))
+
     def _pick(self, worker: ReadyWorker) -> list[WaitingJob]:
         """The next message of the worker: an overdue head, else what is warm there, else what it may load."""
         lines = sorted((line for line in self._lines.values() if line), key=self._turn)
         for i, line in enumerate(lines):
-            if self._is_overdue(line[0]) and self._fits(line[0], worker):
+            if self._is_overdue(line[0]) and self._suits(line[0], worker):
                 return self._cut(lines[i:], lambda job, ref=line[0].model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
         warm = {ref for ref, names in self._warm_at.items() if worker.name in names}
-        for i in range(len(lines)):
-            if found := self._cut(lines[i:], lambda job: self._is_warm(job, warm) and self._fits(job, worker)):
-                return found
+        is_warm = self._once_a_sort(lambda job: self._is_warm(job, warm) and self._suits(job, worker))
         for i, line in enumerate(lines):
-            head = next((job for job in line if self._may_load(job) and self._fits(job, worker)), None)
-            if head is not None:
+            if self._has(line, is_warm):
+                return self._cut(lines[i:], is_warm)
+        may_load = self._once_a_sort(lambda job: self._may_load(job) and self._suits(job, worker))
+        for i, line in enumerate(lines):
+            if self._has(line, may_load):
+                head = next(filter(may_load, line))
                 return self._cut(lines[i:], lambda job, ref=head.model_ref: job.model_ref == ref)  # type: ignore[misc]  # bound at definition
         return []
+
+    def _once_a_sort(self, is_for: Callable[[WaitingJob], bool]) -> Callable[[WaitingJob], bool]:
+        """The same question, asked once of jobs between which it cannot tell; for as long as nothing is placed."""
+        known: dict[_Sort, bool] = {}
+
+        def answer(job: WaitingJob) -> bool:
+            sort = self._sort_of(job)
+            found = known.get(sort)
+            if found is None:
+                found = known[sort] = is_for(job)
+            return found
+
+        return answer
+
+    def _has(self, line: Sequence[WaitingJob], is_for: Callable[[WaitingJob], bool]) -> bool:
+        """Whether there is such a job in the line, without a look at each."""
+        return any(is_for(self._examples[sort]) for sort in self._sorts[_line_of(line[0])])
+
+    def _sort_of(self, job: WaitingJob) -> _Sort:
+        return job.model_ref, job.version_id, self._is_old(job)
 
     def _turn(self, line: Sequence[WaitingJob]) -> tuple[tuple[bool, float], int, float, str]:
         head = line[0]
@@ -243,6 +292,14 @@ class Placement:
         if self._tokens[ref] >= wanted * self.size.max_tokens or self._num_jobs[ref] >= wanted * self.size.max_jobs:
             return True
         return num_loading == 0 and self.now - self._oldest[ref] >= COPY_AFTER_S
+
+    def _suits(self, job: WaitingJob, worker: ReadyWorker) -> bool:
+        """Whether it fits there; who claims nothing is given what no other worker has room for."""
+        if not self._fits(job, worker):
+            return False
+        return worker.name in self._trusted_names or not any(
+            self._room.get(other.name, 0) > 0 and self._fits(job, other) for other in self._trusted
+        )
 
     def _fits(self, job: WaitingJob, worker: ReadyWorker) -> bool:
         """Whether the device is known to hold the files; where none is, the largest is to say so with its own sizes."""
@@ -295,9 +352,11 @@ class Placement:
         return taken
 
     def _take(self, placed: Placed) -> None:
-        ids = {job.id for job in placed.jobs}
-        for name in {_line_of(job) for job in placed.jobs}:
-            self._lines[name] = [job for job in self._lines[name] if job.id not in ids]
+        by_line: dict[str, list[WaitingJob]] = {}
+        for job in placed.jobs:
+            by_line.setdefault(_line_of(job), []).append(job)
+        for name, taken in by_line.items():
+            self._leave(name, taken)
         self._room[placed.worker] -= 1
         self._num_out[placed.line or placed.project] += 1
         self._charge(placed)
@@ -306,10 +365,24 @@ class Placement:
             if job.model_ref is not None:
                 self._tokens[job.model_ref] -= job.estimated_tokens
                 self._num_jobs[job.model_ref] -= 1
-        for ref in placed.versions:
+        is_holder = placed.worker in self._trusted_names
+        for ref in placed.versions if is_holder else ():
             if placed.worker not in self._warm_at.setdefault(ref, set()):
                 self._warm_at[ref].add(placed.worker)
                 self._loading_at.setdefault(ref, set()).add(placed.worker)
+
+    def _leave(self, name: str, taken: Sequence[WaitingJob]) -> None:
+        """The jobs, in the order of their line, are no longer in it."""
+        line = self._lines[name]
+        if line[len(taken) - 1] is taken[-1]:  # the head of the line, as nearly always
+            del line[: len(taken)]
+        else:
+            ids = {job.id for job in taken}
+            self._lines[name] = [job for job in line if job.id not in ids]
+        sorts = self._sorts[name]
+        sorts.subtract(map(self._sort_of, taken))
+        for sort in [sort for sort, num in sorts.items() if num == 0]:
+            del sorts[sort]
 
     def _charge(self, placed: Placed) -> None:
         """Who was given something stands behind those who were given less, and no longer goes first for its age."""

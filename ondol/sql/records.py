@@ -253,6 +253,8 @@ class SessionRecord:
     role: str = "infer"
     memory_bytes: int | None = None
     """What its warm models may take; None where it is not known."""
+    clock_ahead_s: float | None = None
+    """Its process's clock minus the database's, in seconds, at its last renewal; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ _UNBIND = (
     .values(message_id=None)
 )
 _READY = (
-    sa.select(sessions.c.worker, sessions.c.warm, sessions.c.memory_bytes)
+    sa.select(sessions.c.worker, sessions.c.warm, sessions.c.memory_bytes, sessions.c.silent_since)
     .where(
         sessions.c.ended_at.is_(None),
         sessions.c.is_ready,
@@ -126,7 +126,12 @@ class RingRepository:
         return self._release(messages.c.worker == worker)
 
     def recall_unclaimed(self, *, rung_before: float | None = None, worker: str | None = None) -> int:
-        """Let go of messages that nobody claimed: those rung before a time or all, of one worker or all. How many."""
+        """Let go of messages that nobody claimed: those rung before a time or all, of one worker or all. How many.
+
+        By those rung before a time their workers are known as silent; all of them are lost when Redis has lost them.
+        """
+        if rung_before is not None:
+            self._note_silence(_unclaimed(rung_before, worker))
         return self._release(_unclaimed(rung_before, worker))
 
     def num_unclaimed_of(self, worker: str, *, rung_before: float) -> int:
@@ -156,6 +161,13 @@ class RingRepository:
         query = sa.select(sa.func.count()).select_from(jobs).where(IS_WAITING)
         return int(self._conn.execute(query).scalar_one())
 
+    def _note_silence(self, condition: sa.ColumnElement[bool]) -> None:
+        others = messages.alias()
+        has_claimed = sa.exists().where(others.c.worker == messages.c.worker, others.c.claimed_at >= messages.c.rung_at)
+        query = sa.select(messages.c.worker).where(condition, ~has_claimed).distinct().order_by(messages.c.worker)
+        for worker in self._conn.execute(query).scalars().all():
+            self._uow.sessions.note_silence(worker)
+
     def _release(self, condition: sa.ColumnElement[bool]) -> int:
         query = sa.select(messages.c.id).where(condition).order_by(messages.c.id)
         ids = [row.id for row in self._conn.execute(query if self._uow.is_sqlite else query.with_for_update())]
@@ -175,7 +187,9 @@ class RingRepository:
             # work each renew a session and choose would wait for each other.
             self._conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHOOSERS_LOCK)))
         rows = self._conn.execute(_READY, {"b_role": INFER, "b_now": self._uow.now})
-        return [ReadyWorker(row.worker, frozenset(row.warm), row.memory_bytes) for row in rows]
+        return [
+            ReadyWorker(row.worker, frozenset(row.warm), row.memory_bytes, row.silent_since is not None) for row in rows
+        ]
 
     def _ready_trainers(self) -> list[str]:
         return [row.worker for row in self._conn.execute(_READY, {"b_role": TRAIN, "b_now": self._uow.now})]

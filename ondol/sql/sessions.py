@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 INFER, TRAIN = "infer", "train"
 
-_RUNS = sa.select(sessions.c.id).where(
+_RUNS = sa.select(sessions.c.silent_since).where(
     sessions.c.id == sa.bindparam("b_session", type_=sa.String),
     sessions.c.ended_at.is_(None),
     sessions.c.expires_at > sa.bindparam("b_now", type_=sa.Double),
@@ -92,15 +92,35 @@ class SessionRepository:
         statement = (
             sa.update(sessions)
             .where(sessions.c.id == session_id, sessions.c.ended_at.is_(None), runs)
-            .values(renewed_at=now, expires_at=now + lease_s, is_ready=is_ready, warm=list(warm))
+            .values(
+                renewed_at=now,
+                expires_at=now + lease_s,
+                is_ready=is_ready,
+                warm=list(warm),
+                clock_ahead_s=self._uow.clock.ahead_s,
+            )
         )
         return self._conn.execute(statement).rowcount == 1
 
     def hold(self, session_id: str) -> bool:
-        """Whether the lease runs; then nobody can end the session before this transaction has."""
+        """Whether the lease runs; then nobody can end the session before this transaction has.
+
+        For whoever claims: a worker that does so is silent no more.
+        """
         query = _RUNS if self._uow.is_sqlite else _HOLD
         given = {"b_session": session_id, "b_now": self._uow.now}
-        return self._conn.execute(query, given).one_or_none() is not None
+        row = self._conn.execute(query, given).one_or_none()
+        if row is not None and row.silent_since is not None:
+            self._conn.execute(sa.update(sessions).where(sessions.c.id == session_id).values(silent_since=None))
+        return row is not None
+
+    def note_silence(self, worker: str) -> None:
+        """Messages of the worker have lapsed: it is given what others have no room for, until it claims again."""
+        self._conn.execute(
+            sa.update(sessions)
+            .where(sessions.c.worker == worker, sessions.c.ended_at.is_(None), sessions.c.silent_since.is_(None))
+            .values(silent_since=self._uow.now)
+        )
 
     def stop(self, session_id: str, *, reason: str) -> list[str]:
         """End the session of a worker that stops; the ids of jobs that it still held, which are queued again.
@@ -155,4 +175,5 @@ def _record(row: Row[Any]) -> SessionRecord:
         expires_at=row.expires_at,
         role=row.roles,
         memory_bytes=row.memory_bytes,
+        clock_ahead_s=row.clock_ahead_s,
     )

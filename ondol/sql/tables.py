@@ -121,6 +121,10 @@ IS_SHARD = jobs.c.parent_id.is_not(None)
 """A slice of a sharded job's inputs: a job row of its own that nobody outside sees (decision 15)."""
 IS_WHOLE = jobs.c.parent_id.is_(None)
 """A job that somebody submitted."""
+IS_RARE = sa.and_(jobs.c.kind.in_(sa.literal_column(kind, sa.String) for kind in ("'fine-tune'", "'import'")), IS_WHOLE)
+"""Of a kind that is few among the others, and is looked for among them."""
+IS_FAILED = sa.and_(jobs.c.state == sa.literal_column("'failed'", sa.String), IS_WHOLE)
+IS_CANCELLED = sa.and_(jobs.c.state == sa.literal_column("'cancelled'", sa.String), IS_WHOLE)
 IS_RUNG = sa.and_(IS_QUEUED, jobs.c.message_id.is_not(None))
 """Queued, and named by a message that nobody has claimed."""
 IS_HOLDING_A_DEVICE = sa.and_(
@@ -183,6 +187,12 @@ sa.Index(
     postgresql_where=sa.text("parent_id IS NULL"),
     sqlite_where=sa.text("parent_id IS NULL"),
 )
+for _name, _few in (
+    ("ix_jobs_rare", "kind IN ('fine-tune', 'import') AND parent_id IS NULL"),
+    ("ix_jobs_failed", "state = 'failed' AND parent_id IS NULL"),
+    ("ix_jobs_cancelled", "state = 'cancelled' AND parent_id IS NULL"),
+):  # pages of those whom a project looks for among all that it ever had
+    sa.Index(_name, jobs.c.project_id, jobs.c.id, postgresql_where=sa.text(_few), sqlite_where=sa.text(_few))
 sa.Index(
     "ix_jobs_parent",
     jobs.c.parent_id,
@@ -318,6 +328,7 @@ files = sa.Table(
     sa.Column("expires_at", _Time),
 )
 sa.Index("ix_files_created_at", files.c.created_at)
+sa.Index("ix_files_project", files.c.project_id, files.c.id)
 sa.Index(
     "ix_files_expires_at",
     files.c.expires_at,
@@ -343,6 +354,8 @@ sessions = sa.Table(
     sa.Column("end_reason", sa.String(24)),
     sa.Column("warm", sa.JSON, nullable=False),
     sa.Column("memory_bytes", sa.BigInteger),
+    sa.Column("clock_ahead_s", sa.Double),
+    sa.Column("silent_since", _Time),
 )
 sa.Index(
     "ix_sessions_open",
@@ -401,6 +414,15 @@ versions = sa.Table(
     sa.Column("deleted_at", _Time),
     sa.UniqueConstraint("model_id", "number"),
 )
+
+publish_intents = sa.Table(
+    "publish_intents",
+    metadata,
+    sa.Column("manifest_digest", sa.String(64), primary_key=True),
+    sa.Column("created_at", _Time, nullable=False),
+)
+"""Manifests that somebody is about to write into the store; the row goes when the version is recorded. One that stays
+is of a publish that broke off: its manifest is no stranger's, and may be collected."""
 
 aliases = sa.Table(
     "aliases",

@@ -25,17 +25,26 @@ from ondol.sql.results import ResultRepository
 from ondol.sql.ringing import RingRepository
 from ondol.sql.sessions import SessionRepository
 from ondol.sql.shards import ShardRepository
+from ondol.sql.skew import ClockSkew
 from ondol.sql.training import TrainingRepository
 from ondol.sql.usage import UsageRepository
 
+_CLOCK = sa.text("SELECT extract(epoch FROM clock_timestamp())")
+
 
 class UnitOfWork:
-    """Repositories over one connection. `is_retry`: an earlier try may have committed without our knowing."""
+    """Repositories over one connection. `is_retry`: an earlier try may have committed without our knowing.
 
-    def __init__(self, conn: Connection, *, is_sqlite: bool, is_retry: bool = False) -> None:
+    `clock`: learns how far the database's clock is from this process's, whenever it is read.
+    """
+
+    def __init__(
+        self, conn: Connection, *, is_sqlite: bool, is_retry: bool = False, clock: ClockSkew | None = None
+    ) -> None:
         self.conn = conn
         self.is_sqlite = is_sqlite
         self.is_retry = is_retry
+        self.clock = clock or ClockSkew()
         self.hooks: list[Callable[[], None]] = []
 
     def after_commit(self, hook: Callable[[], None]) -> None:
@@ -47,7 +56,10 @@ class UnitOfWork:
         """The database's clock, read once a transaction, in seconds since the epoch."""
         if self.is_sqlite:
             return time.time()  # the file is on a local disk: this machine's clock is the database's
-        return float(self.conn.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+        asked_at = time.time()
+        now = float(self.conn.execute(_CLOCK).scalar_one())
+        self.clock.saw(now, asked_at=asked_at, answered_at=time.time())
+        return now
 
     @cached_property
     def jobs(self) -> JobRepository:
@@ -136,5 +148,5 @@ class UnitOfWork:
 
     @cached_property
     def usage(self) -> UsageRepository:
-        """Tokens and inputs by project, model and day."""
+        """Tokens and inputs of calls by project, model and day."""
         return UsageRepository(self)

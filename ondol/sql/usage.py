@@ -1,4 +1,4 @@
-"""Usage: calls, inputs and tokens by project, model and day, added up in place."""
+"""Usage of calls: calls, inputs and tokens by project, model and day, added up in place; jobs bear their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DAY_S = 86_400
 
 
 class UsageRepository:
-    """What was used. Calls are added by the api every second, jobs when they complete."""
+    """What calls used, added by the api every second. A job's tokens stand in its attempts, and go with the job."""
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +25,8 @@ from ondol.broker.calls import (
 )
 from ondol.broker.wake import StrikeListener
 from ondol.contract.errors import BrokerUnavailable, DeadlineExceeded, InputTooLong
-from ondol.contract.frames import pack_frame
+from ondol.contract.frames import Header, pack_frame, unpack_frame
+from ondol.contract.jobs import Inputs, dump_inputs
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import Priority
 from tests.servers import RedisServer
@@ -124,6 +126,49 @@ def test_concurrent_calls_travel_together(empty_redis: RedisServer) -> None:
         num_pushes = client.info("commandstats")["cmdstat_rpush"]["calls"]
     assert [float(np.asarray(reply.vectors)[0, 0]) for reply in replies] == [i + 1 for i in range(200)]
     assert num_pushes < 60, "requests and replies each gather while a push is in flight"
+
+
+MANY: Inputs = [f"text {i}: " + "warm, \u00fc\u4f60\U0001f600 " * 20 for i in range(40_000)]
+"""Megabytes of texts."""
+
+
+def test_a_long_request_is_packed_beside_the_loop() -> None:
+    """How long the loop stands still beside the packing, against how long it does when it packs by itself."""
+    header = replace(_request(), inputs=MANY).to_header(API)
+    assert json.loads(_head(pack_frame(header))) == json.loads(_head(pack_frame(header, long_list="inputs")))
+
+    async def longest_gap(*, on_thread: bool) -> float:
+        sender, longest, packing = CallSender("redis://127.0.0.1:1", API), 0.0, None
+        async with asyncio.TaskGroup() as group:
+            at = time.perf_counter()
+            while packing is None or not packing.done():
+                if packing is None:
+                    work = sender._pack(replace(_request(), inputs=MANY)) if on_thread else _here(header)
+                    packing = group.create_task(work)
+                await asyncio.sleep(0)
+                longest, at = max(longest, time.perf_counter() - at), time.perf_counter()
+        return longest
+
+    here = min(asyncio.run(longest_gap(on_thread=False)) for _ in range(3))
+    beside = min(asyncio.run(longest_gap(on_thread=True)) for _ in range(3))
+    assert beside < here / 2, f"{beside * 1000:.0f} ms, and by itself {here * 1000:.0f} ms"
+
+
+async def _here(header: Header) -> bytes:
+    return pack_frame(header)
+
+
+def _head(frame: bytes) -> bytes:
+    return frame[12:]
+
+
+@pytest.mark.parametrize("inputs", [["a", '\u00fc "quoted"'], [[1, 2], [3]], [{"text": "a", "text_pair": "b"}, "c"]])
+def test_inputs_are_written_one_by_one_as_they_would_be_at_once(inputs: Inputs) -> None:
+    at_once = json.dumps(inputs, ensure_ascii=False, separators=(",", ":")).encode()
+    assert dump_inputs(inputs) == at_once
+    header = replace(_request(), inputs=inputs).to_header(API)
+    found, body = unpack_frame(pack_frame(header, [b"body"], long_list="inputs"))
+    assert found == header and body.tobytes() == b"body"
 
 
 def test_a_call_that_nobody_answers_ends_at_its_deadline(empty_redis: RedisServer) -> None:

@@ -61,12 +61,10 @@ _OF_ANY_ATTEMPT = '            sa.bindparam("b_attempt", type_=sa.Integer) > 0,\
 _BLOBS_THEN_MANIFEST = """\
         for file in files:
             self._put_blob(folder / file.path, file, ref)
-        manifest, data = make_manifest(files)
         with translated(f"writing the manifest of {ref}"):
             self._write_bytes(self._manifest_path(manifest.digest), data)
 """
 _MANIFEST_THEN_BLOBS = """\
-        manifest, data = make_manifest(files)
         with translated(f"writing the manifest of {ref}"):
             self._write_bytes(self._manifest_path(manifest.digest), data)
         for file in files:
@@ -145,6 +143,28 @@ BREAKAGES = (
         (Patch("api/idempotency.py", "    if keyed is None:\n", "    if keyed is None or keyed.key:\n"),),
         _CALM,
         ("one submission is one job",),
+    ),
+    Breakage(
+        "refused_and_recorded",
+        "another body under a used key is refused when its job is in SQL already",
+        (
+            Patch(
+                "api/idempotency.py",
+                "            return await services.database.write(lambda uow: _answer(uow, keyed, make))\n",
+                "            try:\n"
+                "                return await services.database.write(lambda uow: _answer(uow, keyed, make))\n"
+                "            except IdempotencyMismatch:\n"
+                "                await services.database.write(make)\n"
+                "                raise\n",
+            ),
+            Patch(
+                "api/idempotency.py",
+                "DatabaseUnavailable, IdempotencyInFlight,",
+                "DatabaseUnavailable, IdempotencyInFlight, IdempotencyMismatch,",
+            ),
+        ),
+        _CALM,
+        ("refused submissions leave nothing",),
     ),
     Breakage(
         "manifest_first",

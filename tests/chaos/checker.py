@@ -105,6 +105,26 @@ def one_submission_is_one_job(evidence: Evidence) -> Iterator[str]:
             yield f"{tag} was answered with different ids: {sorted(ids)}"
 
 
+def refused_submissions_leave_nothing(evidence: Evidence) -> Iterator[str]:
+    """A 4xx or the error of one item of a batch: there is no such job, unless another call may have made it."""
+    history = evidence.history
+    ended = {entry.call: entry for kind in (Kind.OK, Kind.FAIL) for entry in history.of(kind, *_SUBMITS)}
+    refused: dict[str, Entry] = {}
+    possible: set[str] = set()
+    for invoked in history.of(Kind.INVOKE, *_SUBMITS):
+        answer = ended.get(invoked.call)
+        told = answer.data.get("refused", ()) if answer is not None and answer.kind is Kind.OK else invoked.data["tags"]
+        for tag in invoked.data["tags"]:
+            if answer is None or tag not in told:
+                possible.add(tag)
+            else:
+                refused[tag] = answer
+    for job in evidence.snapshot.jobs.values():
+        if job.tag in refused and job.tag not in possible:
+            told = refused[job.tag].data
+            yield f"{job.tag} was refused ({told.get('status')} {told.get('code')}), and is {job.id}, {job.state}"
+
+
 def success_is_committed_once(evidence: Evidence) -> Iterator[str]:
     snapshot = evidence.snapshot
     for job in snapshot.jobs.values():
@@ -407,6 +427,7 @@ INVARIANTS: dict[str, Check] = {
         accepted_jobs_are_known,
         every_job_ends,
         one_submission_is_one_job,
+        refused_submissions_leave_nothing,
         success_is_committed_once,
         events_are_dense,
         moves_are_legal,

@@ -63,6 +63,7 @@ class Client(threading.Thread):
         self._shared = shared
         self._stopped = stop
         self._num_tags = 0
+        self._used_key: str | None = None
         self.crash: BaseException | None = None
 
     def run(self) -> None:
@@ -71,6 +72,7 @@ class Client(threading.Thread):
             (30, self._submit),
             (8, self._batch),
             (3, self._shards),
+            (5, self._refused),
             (10, self._cancel),
             (6, self._retry),
             (16, self._get),
@@ -127,6 +129,18 @@ class Client(threading.Thread):
         tag = self._tag(self._texts(self._rng.randint(*_SHARD_TEXTS)))
         self._repeat("shards", "/v1/jobs", self._job(tag), [tag])
 
+    def _refused(self) -> None:
+        """Another body under a key that has its job, or a job beside others that no worker could run."""
+        tag = self._tag(self._texts(1))
+        if self._used_key is not None and self._rng.random() < 0.5:
+            self._send("submit", "POST", "/v1/jobs", json=self._job(tag), key=self._used_key, tags=[tag])
+            return
+        good = self._tag(self._texts(1))
+        jobs = [self._job(tag) | {"options": {"pooling": "by hand"}}, self._job(good)]
+        answer = self._send("batch", "POST", "/v1/jobs/batch", json={"jobs": jobs}, tags=[tag, good])
+        if answer.kind is Kind.OK:
+            self._shared.jobs += list(answer.body)
+
     def _repeat(self, op: str, path: str, body: Any, tags: Sequence[str]) -> None:
         """Submit; with a key the same request is repeated until its outcome is known, and sometimes once more."""
         key = f"key-{tags[0]}" if self._rng.random() < 0.6 or op == "fine_tune" else None
@@ -135,6 +149,7 @@ class Client(threading.Thread):
             answer = self._send(op, "POST", path, json=body, key=key, tags=tags)
             if answer.kind is Kind.OK:
                 self._shared.jobs += list(answer.body)
+                self._used_key = key if op == "submit" and key is not None else self._used_key
             if key is None or not (again or answer.kind is Kind.UNKNOWN):
                 return
             again = again and answer.kind is Kind.UNKNOWN
@@ -220,8 +235,9 @@ class Client(threading.Thread):
         body = answer.body
         if tags:
             shown = body["data"] if op == "batch" else [body]
-            jobs = [(str(one["id"]), tag) for one, tag in zip(shown, tags, strict=True)]
-            return Answer(answer.kind, answer.status, jobs, None), {"jobs": jobs}
+            jobs = [(str(one["id"]), tag) for one, tag in zip(shown, tags, strict=True) if "id" in one]
+            refused = [tag for one, tag in zip(shown, tags, strict=True) if "id" not in one]
+            return Answer(answer.kind, answer.status, jobs, None), {"jobs": jobs, "refused": refused}
         if op in ("get", "cancel", "retry"):
             return answer, {"status": body["status"], "attempt": body["attempt"]}
         if op == "call":

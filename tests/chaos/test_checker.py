@@ -113,6 +113,17 @@ def _told(op: str, kind: Kind = Kind.OK, **data: Any) -> Callable[[Evidence], Ev
     return change
 
 
+def _submitted(kind: Kind, tag: str, **data: Any) -> Callable[[Evidence], Evidence]:
+    """A submission that was answered so, and whose job is there."""
+
+    def change(evidence: Evidence) -> Evidence:
+        call = evidence.history.invoke("submit", tags=[tag])
+        evidence.history.end(kind, "submit", call, tags=[tag], **data)
+        return _job(FAILED, tag=tag)(evidence)
+
+    return change
+
+
 def _job(job_id: str, **changes: Any) -> Callable[[Evidence], Evidence]:
     def change(evidence: Evidence) -> Evidence:
         evidence.snapshot.jobs[job_id] = replace(evidence.snapshot.jobs[job_id], **changes)
@@ -156,7 +167,9 @@ BROKEN: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("accepted jobs are known", _in(lambda s: s.jobs.pop(JOB))),
     ("every job ends", _job(JOB, state="running")),
     ("one submission is one job", _job(SHARDED, tag="a")),
-    ("one submission is one job", _told("submit", jobs=[("job_9", "a")])),
+    ("one submission is one job", _told("submit", tags=["a"], jobs=[("job_9", "a")])),
+    ("refused submissions leave nothing", _submitted(Kind.FAIL, "z", status=422, code="idempotency_mismatch")),
+    ("refused submissions leave nothing", _submitted(Kind.OK, "z", jobs=[], refused=["z"])),
     ("success is committed once", _in(lambda s: s.results.pop(JOB))),
     ("success is committed once", _moved(JOB, ("succeeded", "succeeded", "completed"))),
     ("success is committed once", _in(lambda s: s.results.update({JOB: Result(JOB, 1, 4, ONES)}))),
@@ -213,6 +226,14 @@ def test_an_unknown_call_may_count_or_not() -> None:
         assert check_all(evidence) == []
     evidence.snapshot.num_call_tokens = 11
     assert check_all(evidence)
+
+
+@pytest.mark.parametrize("other", [Kind.OK, Kind.UNKNOWN])
+def test_what_was_refused_may_be_there_by_another_call(other: Kind) -> None:
+    evidence = _submitted(Kind.FAIL, "z", status=409, code="idempotency_in_flight")(_sound())
+    assert len(check_all(evidence)) == 1
+    jobs = [(FAILED, "z")] if other is Kind.OK else []
+    assert check_all(_submitted(other, "z", jobs=jobs)(evidence)) == []
 
 
 @pytest.mark.parametrize("is_postgresql", [False, True])

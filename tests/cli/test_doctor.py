@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from ondol.cli import server_checks
-from ondol.cli.checks import unfit_packages, unknown_settings
-from ondol.cli.findings import Verdict, without_secret
+from ondol.cli.checks import OF_COMPOSE, unfit_packages, unknown_settings
+from ondol.cli.findings import Verdict, without_secret, without_secrets_of
 from ondol.cli.main import run
 from ondol.cli.server_checks import judge_database, judge_redis
 from ondol.control.administration import DatabaseFacts
+from ondol.settings_table import describe_settings
+from tests.deploy.compose_file import COMPOSE_FILE, named_variables
 
 pytestmark = pytest.mark.unit
 
@@ -69,9 +71,38 @@ def test_what_is_wrong_is_named_with_its_remedy(
     assert "verysecret" not in json.dumps(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("ONDOL_DATABASE_URL", "postgresql+psycopg://ondol@127.0.0.1:1/ondol?password=geheim"),
+        ("ONDOL_DATABASE_URL", "postgresql+psycopg://ondol:gehe%69m@127.0.0.1:1/ondol?sslmode=nonsense"),
+        ("ONDOL_REDIS_URL", "redis://127.0.0.1:1/0?password=geheim"),
+        ("ONDOL_REDIS_URL", "redis://127.0.0.1:1/x?db=y&password=geheim"),
+        ("ONDOL_REDIS_URL", "rediss://:geheim@127.0.0.1:1?ssl_ca_data=x&Password=geheim"),
+        ("ONDOL_STORE_URL", "s3://key:geheim@bucket?secret_key=geheim"),
+        ("ONDOL_STORE_URL", "ftp://user:geheim@127.0.0.1:1/store"),
+        ("ONDOL_URL", "http://somebody:geheim@127.0.0.1:1"),
+    ],
+)
+def test_no_secret_of_an_address_is_printed(
+    name: str, url: str, nobody_there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, url)
+    run(["doctor", "--json"])
+    seen = capsys.readouterr()
+    assert "geheim" not in (seen.out + seen.err).lower()
+    assert "gehe%69m" not in seen.out
+
+
 def test_names_that_are_read_are_no_mistakes() -> None:
     assert unknown_settings(["ONDOL_URL", "ONDOL_API_KEY", "ONDOL_DATA_DIR", "ONDOL_LEASE_S"]) == {}
     assert unknown_settings(["ONDOL_REDISURL", "ONDOL_ZZZ"]) == {"ONDOL_REDISURL": "ONDOL_REDIS_URL", "ONDOL_ZZZ": None}
+
+
+def test_what_compose_reads_is_no_mistake_in_the_file_that_it_shares_with_us() -> None:
+    named = {name for name in named_variables(COMPOSE_FILE.read_text()) if name.startswith("ONDOL_")}
+    assert named - {row.name for row in describe_settings()} == OF_COMPOSE
+    assert unknown_settings(named) == {}
 
 
 def test_packages_that_do_not_fit_are_named() -> None:
@@ -120,6 +151,27 @@ def test_a_network_filesystem_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     assert server_checks.remote_filesystem(Path("/ondol.db")) is None
 
 
-def test_a_password_is_masked() -> None:
-    assert without_secret("redis://:secret@redis:6379/0") == "redis://:…@redis:6379/0"
-    assert without_secret("sqlite:///a.db") == "sqlite:///a.db"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:secret@redis:6379/0", "redis://:…@redis:6379/0"),
+        ("redis://:redis@h", "redis://:…@h"),
+        ("redis://h?password=geheim", "redis://h?password=…"),
+        ("redis://h:6379/0?db=1&PASSWORD=geheim&timeout=3", "redis://h:6379/0?db=1&PASSWORD=…&timeout=3"),
+        ("postgresql://u:a/b?c#d@h/db?sslmode=require", "postgresql://u:…@h/db?sslmode=require"),
+        ("postgresql://u:a@b@h/db", "postgresql://u:…@h/db"),
+        ("postgresql://u:p@h/db?options=a@b&sslpassword=x", "postgresql://u:…@h/db?options=a@b&sslpassword=…"),
+        ("s3://bucket/a@b?aws_secret_access_key=k&session_token=t", None),
+        ("sqlite:///a.db", "sqlite:///a.db"),
+        ("sqlite:////tmp/a@b:c.db", "sqlite:////tmp/a@b:c.db"),
+        ("redis://:@h:6379/0", "redis://:@h:6379/0"),
+    ],
+)
+def test_secrets_of_an_address_are_masked_and_nothing_else(url: str, shown: str | None) -> None:
+    assert without_secret(url) == (shown or "s3://bucket/a@b?aws_secret_access_key=…&session_token=…")
+
+
+def test_what_a_driver_says_is_masked_too() -> None:
+    url = "redis://:p%40ss@h?password=geheim"
+    said = f"AUTH p@ss failed at {url}: geheim is no p%40ss"
+    assert without_secrets_of(url, said) == "AUTH … failed at redis://:…@h?password=…: … is no …"

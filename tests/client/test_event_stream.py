@@ -8,7 +8,8 @@ import json
 import httpx
 import pytest
 
-from ondol import AsyncOndol, OndolAPIError
+from ondol import AsyncOndol, ConnectionFailed, OndolAPIError
+from ondol.client.event_stream import EventStream
 from ondol.client.retry import RetryPolicy
 from tests.client.scripted_server import ScriptedServer, client_of, error_json
 
@@ -76,3 +77,21 @@ def test_events_of_an_unknown_job_are_an_error() -> None:
     with pytest.raises(OndolAPIError) as caught:
         list(client_of(server).jobs.events("job_1"))
     assert caught.value.code == "job_not_found"
+
+
+def test_a_server_that_answers_each_time_is_there_however_often_the_stream_is_cut() -> None:
+    stream = EventStream("job_1", RetryPolicy(base_s=0.001))
+    for _ in range(30):
+        stream.answered(200)
+        assert stream.feed(": still here") is None
+        stream.failed(ConnectionFailed("cut", url="http://ondol.test"))
+    assert not stream.is_over
+
+
+def test_a_server_that_is_gone_is_given_up() -> None:
+    stream = EventStream("job_1", RetryPolicy(base_s=0.001))
+    stream.answered(200)
+    for _ in range(12):
+        stream.failed(ConnectionFailed("gone", url="http://ondol.test"))
+    with pytest.raises(ConnectionFailed):
+        stream.failed(ConnectionFailed("gone", url="http://ondol.test"))

@@ -15,8 +15,9 @@ import pytest
 from ondol import AsyncOndol, ConnectionFailed, OndolError, RequestRefused
 from ondol.client.fine_tune_flow import place_options
 from ondol.client.retry import RetryPolicy
+from ondol.contract.files import check_expiry
 from ondol.contract.fine_tune import FineTuneOptions
-from tests.client.scripted_server import ScriptedServer, client_of, error_json, job_json
+from tests.client.scripted_server import Reply, ScriptedServer, client_of, error_json, job_json
 
 pytestmark = pytest.mark.unit
 
@@ -182,6 +183,25 @@ def test_a_refused_job_leaves_no_upload_behind(rows: Path) -> None:
     assert caught.value.param == "options.wieght_decay"
     assert _body(server.requests[1])["options"]["wieght_decay"] == 0.1
     assert (server.requests[2].method, server.requests[2].url.path) == ("DELETE", f"/v1/files/{_file_id(1)}")
+
+
+def test_uploads_go_when_a_later_one_breaks(rows: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_bytes(ROWS)
+    gone = httpx.Response(200, json={"id": _file_id(1), "object": "file", "deleted": True})
+    broken: list[Reply] = [httpx.ReadError("broken pipe"), httpx.Response(413, json=error_json("too_large"))]
+    for second in (*broken, KeyboardInterrupt()):
+        server = ScriptedServer([_uploaded(1), second, gone])
+        with pytest.raises((OndolError, KeyboardInterrupt)):
+            client_of(server).fine_tune(rows, validation=other, model="base", name="mood")
+        assert (server.requests[2].method, server.requests[2].url.path) == ("DELETE", f"/v1/files/{_file_id(1)}")
+
+
+def test_uploads_expire_by_themselves(rows: Path) -> None:
+    server = ScriptedServer([_uploaded(1), _accepted()])
+    client_of(server).fine_tune(rows, model="base", name="mood")
+    assert b'name="expires_after[seconds]"\r\n\r\n2592000\r\n' in server.requests[0].content
+    assert check_expiry("2592000") == 30 * 86_400  # the server takes it
 
 
 def test_files_of_others_stay_when_the_job_is_refused() -> None:

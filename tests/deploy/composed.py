@@ -196,7 +196,7 @@ class Composed:
     def _mounts_of(self, service: Service) -> dict[str, str]:
         mounts = {}
         for text in service.fields.get("volumes", []):
-            volume, inside = text.split(":")
+            volume, inside, *_ = text.split(":")
             mounts[inside] = self._folder / "volumes" / volume
         for text in service.fields.get("tmpfs", []):
             inside = text.partition(":")[0]

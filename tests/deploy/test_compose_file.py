@@ -86,7 +86,7 @@ def test_a_gpu_is_reserved_for_its_worker_and_trainer_which_share_name_and_folde
         assert device == {"driver": "nvidia", "device_ids": ["MIG-1234"], "capabilities": ["gpu"]}
         assert fields["environment"]["ONDOL_DEVICE"] == "cuda:0"
         assert fields["hostname"] == f"node-gpu{number}"
-        assert fields["volumes"] == [f"gpu{number}:/data", "store:/store"]
+        assert fields["volumes"] == [f"gpu{number}:/data", "store:/store", "./models:/import:ro"]
 
 
 def test_everybody_is_locked_in_and_restarted() -> None:
@@ -143,10 +143,24 @@ def test_the_images_are_built_from_stages_that_exist() -> None:
 def test_volumes_are_declared_and_the_store_is_shared() -> None:
     compose = load_compose()
     used = {text.split(":")[0] for one in compose["services"].values() for text in one.get("volumes", [])}
+    used -= {"./models"}  # a folder of the host
     assert used == compose["volumes"].keys()
     for service in ours():
         if service.name.startswith(("api", "worker", "trainer")):
             assert "store:/store" in service.fields["volumes"], service.name
+
+
+def test_what_the_pages_import_lies_in_a_folder_that_every_worker_sees() -> None:
+    paths = re.findall(r"ondol models import (/\S+)", (ROOT / "docs" / "deploy.md").read_text())
+    assert paths
+    workers = [service for service in ours() if service.name.startswith("worker-")]
+    assert len(workers) == 3
+    for service in workers:
+        [mounted] = [text for text in service.fields["volumes"] if text.startswith("./models:")]
+        assert mounted == "./models:/import:ro", service.name
+        assert all(path.startswith("/import/") for path in paths)
+    assert load_services({"ONDOL_IMPORT_DIR": "/srv/m"})["worker-cpu"].fields["volumes"][-1] == "/srv/m:/import:ro"
+    assert "/models/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_secrets_are_made_once_at_random_and_closed_to_others(tmp_path: Path) -> None:

@@ -44,10 +44,11 @@ def first_key(services: Composed, folder: Path) -> str:
     return services.run(service, *call.command).strip()
 
 
-def follow_client_block(folder: Path, *, url: str, key: str) -> str:
-    """What the page's client commands print: a model is imported, a text embedded."""
+def follow_client_block(folder: Path, *, services: Composed, url: str, key: str) -> str:
+    """What the page's client commands print: a model is imported from where the worker sees it, a text embedded."""
     script = find_block(DEPLOY, "One GPU host", 2).text
-    values = {"http://127.0.0.1:8400": url, "...": key, "FOLDER": str(make_tiny_model(folder / "model"))}
+    model = make_tiny_model(Path(services.place("worker-cpu").replaced["/import"]) / "my-model")
+    values = {"http://127.0.0.1:8400": url, "...": key, "/import/my-model": str(model)}
     for there, here in values.items():
         assert script.count(there) == 1, there
         script = script.replace(there, here)
@@ -77,7 +78,7 @@ def test_every_service_of_the_file_runs_gets_healthy_works_and_stops_as_it_says(
         services.bring_up()
         url = f"http://127.0.0.1:{services.place('api').environment['ONDOL_PORT']}"
         key = first_key(services, checkout)
-        assert '"output"' in follow_client_block(checkout, url=url, key=key)
+        assert '"output"' in follow_client_block(checkout, services=services, url=url, key=key)
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             assert client.get("/v1/jobs").status_code == 401
             client.headers["authorization"] = f"Bearer {key}"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from ondol.settings_table import PROCESSES, describe_settings
 from tests.deploy.compose_file import COMPOSE_FILE, ROOT, load_services, named_variables
 from tests.deploy.compose_merge import load_files
 from tests.deploy.docker_calls import DockerCall, calls_of, hold_to_files
-from tests.deploy.documents import DEPLOY, README, Block, inline_commands, read, read_blocks, run_shell
+from tests.deploy.documents import DEPLOY, README, Block, find_block, inline_commands, read, read_blocks, run_shell
 
 pytestmark = pytest.mark.integration
 
@@ -33,7 +34,7 @@ SECRETS = {"ondol_redis_password.txt", "ondol_database_password.txt", "ondol_flo
 def run_by_a_shell(block: Block, checkout: Path) -> None:
     """Run as it stands; calls of Docker are held to the compose files, all else happens."""
     calls = calls_of(block.text, folder=checkout, environment={})
-    assert len(calls) == len(re.findall(r"^(?:\w+=\S+ )?(?:docker|\$C) ", block.text, re.MULTILINE))
+    assert len(calls) == len(re.findall(r"^(?:\w+=\S+ )*(?:docker|\$C) ", block.text, re.MULTILINE))
     for call in calls:
         check_call(call, checkout)
     if "make-secrets.sh" in block.text:
@@ -66,7 +67,7 @@ def read_with_compose_file(block: Block, checkout: Path) -> None:
         changed = {name for name in base if added[name] != base[name]}
         assert changed == {"hostname", "profiles", "volumes", "deploy"}
         assert (added["hostname"], added["profiles"]) == ("node-gpu2", ["gpu2"])
-        assert added["volumes"] == ["gpu2:/data", "store:/store"]
+        assert added["volumes"] == ["gpu2:/data", "store:/store", "./models:/import:ro"]
         (device,) = added["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "device_ids": ["2"], "capabilities": ["gpu"]}
 
@@ -179,6 +180,21 @@ def test_variables_that_a_page_names_are_read_by_something(document: str) -> Non
     known = {row.name for row in describe_settings()} | named_variables(COMPOSE_FILE.read_text())
     known |= {f"ONDOL_{name.upper()}" for name in ClientSettings.model_fields}
     assert named <= known
+
+
+@pytest.mark.parametrize("document", [README, DEPLOY])
+def test_the_figures_of_openvino_say_where_it_comes_from(document: str) -> None:
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    assert any(line.startswith("openvino") for line in extras["openvino"])
+    page = read(document)
+    assert "ondol[openvino]" in page
+    assert "EXTRA_PACKAGES=openvino" in page
+    assert re.search(r"\[all\]\" \$\{EXTRA_PACKAGES\}", read("Dockerfile")), "the worker's image installs it"
+
+
+def test_one_flower_is_started_for_several_hosts() -> None:
+    commands = find_block(DEPLOY, "Several hosts", 2).text.splitlines()
+    assert {line.partition("#")[2].strip() for line in commands if " flower" in line} == {"on one"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,17 @@ from ondol.contract.errors import IllegalTransition
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
 from ondol.sql.records import Failure
-from ondol.sql.tables import attempts, events, messages, results
-from tests.job_fixtures import LIMITS, completions, open_database, open_session, project_of, ring_and_claim, submit
+from ondol.sql.tables import attempts, events, jobs, messages, results
+from tests.job_fixtures import (
+    LIMITS,
+    completions,
+    new_job,
+    open_database,
+    open_session,
+    project_of,
+    ring_and_claim,
+    submit,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -157,6 +167,19 @@ def test_a_failed_job_is_retried_with_its_history_kept(database: Database) -> No
     assert [c.attempt for c in again] == [2]
     told = [e.data["reason"] for e in database.read(lambda uow: uow.events.after(job.id, 0))]
     assert told == ["accepted", "claimed", "failed", "retry_requested", "claimed"]
+
+
+def test_a_deadline_that_passes_between_two_attempts_does_not_deny_the_first(database: Database) -> None:
+    late = dataclasses.replace(new_job(project_of(database)), deadline_s=600)
+    [job] = database.write(lambda uow: uow.jobs.add_all([late]))
+    session_id = open_session(database)
+    [claimed] = ring_and_claim(database, session_id)
+    database.write(lambda uow: uow.attempts.hand_back([(claimed.id, claimed.attempt)]))
+    database.write(lambda uow: uow.conn.execute(sa.update(jobs).values(deadline_at=uow.now - 1)))
+    assert database.write(lambda uow: uow.jobs.expire_deadlines()) == [job.id]
+    error = database.read(lambda uow: uow.jobs.get(job.id, job.project_id)).error
+    assert error is not None and error["code"] == "deadline_exceeded"
+    assert error["message"] == "the deadline passed while the job waited to run"
 
 
 def test_a_retryable_failure_waits_and_then_gives_up(database: Database) -> None:

@@ -31,7 +31,7 @@ def ask_for_remote_code(folder: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle": (rename_a_pickle, "pickle renamed to .safetensors"),
     "remote": (ask_for_remote_code, "code that comes with a model is never run"),
-    "gone": (shutil.rmtree, "is not a folder"),
+    "gone": (shutil.rmtree, "has no folder"),
 }
 
 

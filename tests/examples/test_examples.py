@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ondol import Ondol
+from ondol.contract.webhook_signature import sign
 from ondol.control.host import free_port
 from tests.cluster import REPOSITORY, Cluster
 from tests.servers import RedisServer
@@ -69,13 +73,18 @@ def test_the_nightly_training_promotes_a_better_version_only(cluster: Cluster, t
     assert production() == "weather:1"
 
 
+def webhook_secret(url: str) -> str:
+    secret: str = httpx.get(f"{url}/v1/webhooks/secret", trust_env=False).raise_for_status().json()["secret"]
+    return secret
+
+
 @contextmanager
-def running_application(url: str, log: Path) -> Iterator[str]:
-    """The address of `examples/fastapi_app.py` under uvicorn."""
+def running_application(url: str, log: Path, *, hook: str | None = None) -> Iterator[str]:
+    """The address of `examples/fastapi_app.py` under uvicorn; `hook`: what it has Ondol call instead of itself."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    secret = httpx.get(f"{url}/v1/webhooks/secret", trust_env=False).raise_for_status().json()["secret"]
-    variables = environment(ONDOL_URL=url, HOOK_URL=f"{address}/hooks/ondol", ONDOL_WEBHOOK_SECRET=secret)
+    secret = webhook_secret(url)
+    variables = environment(ONDOL_URL=url, HOOK_URL=hook or f"{address}/hooks/ondol", ONDOL_WEBHOOK_SECRET=secret)
     command = [sys.executable, "-m", "uvicorn", "examples.fastapi_app:app", "--port", str(port)]
     with (
         log.open("wb") as output,
@@ -112,3 +121,42 @@ def test_a_web_application_is_told_of_its_vectors_and_searches(cluster: Cluster,
         assert len(found) == 3
         forged = http.post("/hooks/ondol", json={"type": "job.succeeded"})
         assert forged.status_code == 400
+
+
+def test_a_document_that_fails_keeps_no_other_one_from_being_found(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "uvicorn.log"
+    documents = ["the kettle is warm", "snow " * 2_000, "a cat"]
+    nobody = f"http://127.0.0.1:{free_port()}/hooks/ondol"  # so that the event below is the first that it hears of
+    with (
+        running_application(cluster.url, log, hook=nobody) as address,
+        httpx.Client(base_url=address, trust_env=False, timeout=LIMIT_S) as http,
+        Ondol(cluster.url) as ondol,
+    ):
+        batch = ondol.jobs.get(http.post("/documents", json=documents).json()["job"]).metadata["batch"]
+        job = ondol.jobs.create(
+            "embedding",
+            model="all-minilm-l6-v2",
+            input=documents,
+            options={"truncate": "error"},
+            metadata={"batch": batch},
+        ).wait(timeout_s=LIMIT_S)
+        body = json.dumps({"id": "ntc_1", "type": "job.succeeded", "data": job.raw}).encode()
+        headers = sign(webhook_secret(cluster.url), "ntc_1", int(time.time()), body)
+        told = http.post("/hooks/ondol", content=body, headers=headers)
+        assert told.status_code == 200, log.read_text()
+        found = http.get("/search", params={"q": documents[2]}).json()
+        assert [one["text"] for one in found] == ["a cat", "the kettle is warm"]
+
+
+def test_documents_that_are_refused_are_not_waited_for(cluster: Cluster) -> None:
+    program = (
+        "import asyncio, examples.fastapi_app as example, ondol\n"
+        "async def add():\n"
+        "    async with example.lifespan(example.app):\n"
+        "        try: await example.add([])\n"
+        "        except ondol.OndolError as error: print(error.code, len(example.waiting))\n"
+        "asyncio.run(add())\n"
+    )
+    variables = environment(ONDOL_URL=cluster.url)
+    printed = run([sys.executable, "-c", program], variables, cwd=REPOSITORY)
+    assert printed.split()[1] == "0"

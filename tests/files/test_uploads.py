@@ -13,6 +13,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from api.upload import FORM_BYTES
 from ondol.sql.tables import files
 from tests.files.store_folder import (
     TABLE,
@@ -67,6 +68,13 @@ def test_a_deleted_file_leaves_nothing(narrow: Member, narrow_store: StoreFolder
     file_id = uploaded_id(narrow)
     assert narrow_store.new_names() == {file_id}
     narrow.http.delete(f"/v1/files/{file_id}")
+    assert narrow_store.new_names() == set() and num_rows(narrow) == 0
+
+
+def test_a_form_carries_little_beside_its_file(narrow: Member, narrow_store: StoreFolder) -> None:
+    whole = form(part("purpose", b"fine-tune"), part("file", TABLE, filename="a.csv"))
+    answer = narrow.http.post("/v1/files", content=whole + b"\r\n" * FORM_BYTES, headers=form_type())
+    assert_refused(answer, 413, None)
     assert narrow_store.new_names() == set() and num_rows(narrow) == 0
 
 

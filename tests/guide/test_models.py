@@ -33,6 +33,14 @@ def test_a_folder_that_is_no_model_is_refused_with_the_reason(client: Ondol, tmp
         client.models.get("guide-nothing")
 
 
+def test_a_folder_that_the_worker_does_not_have_is_named_with_the_worker(client: Ondol, tmp_path: Path) -> None:
+    job = client.models.import_(tmp_path / "elsewhere", "guide-nothing").wait(timeout_s=60)
+    with pytest.raises(
+        JobFailed, match=rf"the worker cpu0@\S+ has no folder {tmp_path}/elsewhere, or none that it may"
+    ):
+        job.result()
+
+
 def test_the_default_model_scores_on_real_sentences_as_it_should(client: Ondol) -> None:
     run = run_similarity(client, ENGLISH, "en", read_pairs("en"))
     assert run.correlation == pytest.approx(0.908, abs=0.002)  # sentence-transformers' own figure on these pairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ import schemathesis
 from tests.waiting import wait_until
 
 MODEL = "tiny:1"
+_OUR_ID = re.compile(r"[a-z]+_01[0-9a-z]{24}")
+"""Ids that were really given begin with a time, of this century; those that are made up hardly ever do."""
 _numbers = itertools.count()
 
 
@@ -35,7 +38,9 @@ class Things:
             "batch": self._batch,
             "file": lambda: self._file("a.csv", b"text,label\nwarm,good\ncold,bad\n", "fine-tune"),
         }
-        if is_fresh or kind not in self._made:
+        if is_fresh:
+            return makers[kind]()  # it will be deleted or cancelled: nobody else is to be given it
+        if kind not in self._made:
             self._made[kind] = makers[kind]()
         return self._made[kind]
 
@@ -82,14 +87,21 @@ def first_line(ctx: Any, response: Any) -> Any:
 
 @schemathesis.hook
 def before_call(ctx: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Put what exists in the place of made-up ids, in every other request that is meant to be good."""
+    """Put what exists in the place of made-up ids, in every other request that is meant to be good.
+
+    An id of ours was given by an answer before, whose thing the request is about: it stays.
+    """
     parameters = case.path_parameters
     if not parameters or case.meta is None or not case.meta.generation.mode.is_positive or next(_numbers) % 2:
         return
     things = _things[0] if _things else Things()
     _things[:] = [things]
     template, is_fresh = case.operation.path, case.method in ("DELETE",) or case.operation.path.endswith("/cancel")
-    existing = {name: value for name in parameters if (value := _existing(things, name, template, is_fresh=is_fresh))}
+    existing = {
+        name: value
+        for name, given in parameters.items()
+        if not _OUR_ID.fullmatch(str(given)) and (value := _existing(things, name, template, is_fresh=is_fresh))
+    }
     case.path_parameters = {**parameters, **existing}
 
 

@@ -66,7 +66,12 @@ def running_stand(
     folder: Path, version: Path, *, database_url: str, redis_url: str, **settings: str
 ) -> Iterator[Stand]:
     """A stand that is closed at the end of the block; `version` is published as `tiny`."""
-    settings = {"ONDOL_LOG_FORMAT": "json", "ONDOL_WEBHOOK_NETWORKS": "127.0.0.0/8", **settings}
+    settings = {
+        "ONDOL_LOG_FORMAT": "json",
+        "ONDOL_WEBHOOK_NETWORKS": "127.0.0.0/8",
+        "ONDOL_MAX_WAIT_S": "10",  # shorter than schemathesis waits for an answer
+        **settings,
+    }
     with running_cluster(folder, database_url=database_url, redis_url=redis_url, settings=settings) as cluster:
         cluster.start_api()
         cluster.publish(version, MODEL)

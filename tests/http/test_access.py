@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,51 @@ def test_without_keys_everybody_on_this_host_is_the_default_project(start_api: S
     assert nobody.http.post("/v1/jobs", json=IMPORT).status_code == 202
     assert nobody.http.get(f"/v1/models/{MODEL}").json()["owned_by"] == "default"
     nobody.close()
+
+
+FOREIGN = {
+    "a name that leads here": {"host": "evil.example"},
+    "a name with a port": {"host": "evil.example:8000"},
+    "a name that looks like ours": {"host": "localhost.evil.example"},
+    "an address that is not this machine's": {"host": "10.0.0.1"},
+    "no host at all": {"host": ""},
+    "another site": {"origin": "https://evil.example"},
+    "a page without a site": {"origin": "null"},
+    "a site whose name begins like ours": {"origin": "http://localhost.evil.example:8000"},
+    "a site with our name as a user": {"origin": "http://localhost@evil.example"},
+}
+OURS: tuple[dict[str, str], ...] = (
+    {},
+    {"host": "localhost"},
+    {"host": "[::1]:80"},
+    {"host": "app.localhost:1"},
+    {"origin": "http://127.0.0.1:3000"},
+)
+
+
+def test_without_keys_no_page_of_another_site_is_answered(start_api: StartApi, sqlite_url: str) -> None:
+    api = start_api(sqlite_url, auth="off")
+    nobody = Member(api, api.database.write(lambda uow: uow.keys.ensure_project()), "nothing")
+    api.publish(nobody.project_id)
+    body = json.dumps(job_body()).encode()
+    for what, headers in FOREIGN.items():
+        assert_refused(nobody.http.get("/v1/jobs", headers=headers), 403, None)
+        # As a page of another site can send it: no header of its own, a body of bytes.
+        assert_refused(nobody.http.post("/v1/jobs", content=body, headers=headers), 403, None)
+        assert_refused(nobody.http.post("/v1/webhooks/secret/rotate", headers=headers), 403, None)
+        form = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "fine-tune"}}
+        assert_refused(nobody.http.post("/v1/files", headers=headers, **form), 403, None)  # type: ignore[arg-type]  # of httpx
+        assert nobody.count_rows() == 0, what
+    for ours in OURS:
+        headers = {"host": f"localhost:{api.port}", **ours}
+        assert nobody.http.get("/v1/jobs", headers=headers).status_code == 200, headers
+        assert nobody.http.post("/v1/jobs", content=body, headers=headers).status_code == 202, headers
+    nobody.close()
+
+
+def test_with_keys_the_name_of_the_server_is_anything(member: Member) -> None:
+    headers = {"host": "ondol.example", "origin": "https://app.example"}
+    assert member.http.get("/v1/jobs", headers=headers).status_code == 200
 
 
 def test_without_keys_another_address_than_loopback_is_refused(tmp_path: Path) -> None:

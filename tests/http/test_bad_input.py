@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import httpx
+import hypothesis.strategies as st
+import orjson
 import pytest
+from hypothesis import given
 
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.jobs import parse_request
+from ondol.contract.payloads import MAX_DEPTH
+from ondol.sql.many_rows import dump_json
+from tests.hostile.outcomes import outcome
+from tests.hostile.strategies import json_values
 from tests.http.api_process import Member, job_body
+from tests.hypothesis_runs import bounded
 
 pytestmark = pytest.mark.integration
 
@@ -188,10 +197,45 @@ def assert_refused(answer: httpx.Response, status: int, param: Any) -> None:
     assert answer.headers["x-request-id"]
 
 
-def test_metadata_nested_deeper_than_can_be_stored_is_a_wrong_field() -> None:
-    nested: Any = 1
-    for _ in range(50_000):
-        nested = {"a": nested}
+def nested(depth: int) -> Any:
+    """An object within an object, so many times."""
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [nested(50_000), nested(300), nested(MAX_DEPTH + 1), {"n": 2**70}, {"n": [-(2**63) - 1]}, {"n": math.nan}],
+    ids=["50000 deep", "300 deep", "one too deep", "71 bits", "below 64 bits", "NaN"],
+)
+def test_metadata_that_an_encoder_would_not_write_is_a_wrong_field(metadata: Any) -> None:
     with pytest.raises(InvalidPayload) as refused:
-        parse_request({"kind": "embedding", "metadata": {"a": nested}})
+        parse_request({"kind": "embedding", "metadata": metadata})
     assert refused.value.param == "metadata"
+
+
+@pytest.mark.parametrize("metadata", [nested(MAX_DEPTH), {"n": [2**64 - 1, -(2**63)]}], ids=["deep", "large"])
+def test_metadata_up_to_the_limits_is_given_back_as_it_came(metadata: Any) -> None:
+    taken = parse_request({"kind": "embedding", "metadata": metadata}).metadata
+    assert orjson.loads(orjson.dumps([{"jobs": [taken]}])) == [{"jobs": [metadata]}]
+
+
+@bounded(300, num_long=20_000)
+@given(value=json_values, field=st.sampled_from(["metadata", "options"]))
+def test_what_a_free_field_takes_every_encoder_writes(value: Any, field: str) -> None:
+    found = outcome(lambda: parse_request({"kind": "embedding", field: {"a": value}}), InvalidPayload)
+    if isinstance(found, InvalidPayload):
+        assert found.param == field
+    else:
+        assert orjson.dumps([found.metadata, found.options])
+        dump_json([found.metadata, found.options]).encode()
+
+
+def test_a_job_with_odd_metadata_spoils_no_other_of_its_batch(member: Member) -> None:
+    items = [job_body(), job_body(metadata=nested(300)), job_body()]
+    answer = member.http.post("/v1/jobs/batch", json={"jobs": items})
+    assert [item.get("status") for item in answer.json()["data"]] == ["queued", None, "queued"]
+    assert answer.json()["data"][1]["error"]["param"] == "metadata"
+    assert len(member.http.get("/v1/jobs").json()["data"]) == 2

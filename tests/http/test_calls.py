@@ -80,6 +80,14 @@ def test_an_item_error_fails_the_whole_call_by_its_name(member: Member, worker: 
     assert call(member, input=["short", "one " * 30], truncate="right").status_code == 200
 
 
+def test_a_stored_call_is_one_message_and_no_more(member: Member, worker: PeerWorker) -> None:
+    many = ["seven or eight words make one text here"] * 2_000
+    answer = call(member, input=many, store=True)
+    assert_refused(answer, 413, "input")
+    assert "submit a job" in answer.json()["error"]["message"] and member.count_rows() == 0
+    assert call(member, input=many, truncate="right").status_code == 200, "without store it is answered"
+
+
 def test_without_a_ready_worker_a_call_is_503_with_a_time_to_come_back(start_api: StartApi, sqlite_url: str) -> None:
     member = start_api(sqlite_url).member()
     answer = call(member)

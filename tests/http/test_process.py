@@ -79,7 +79,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(start_api: StartApi, data
     assert first["queue"] == {"position": 1, "estimated_start": None}, "no job has ended yet: nobody knows how fast"
     answer = member.http.post("/v1/jobs", json=job_body())
     assert_refused(answer, 429, None)
-    assert answer.json()["error"]["code"] == "overloaded" and 1 <= int(answer.headers["retry-after"]) <= 60
+    assert answer.json()["error"]["code"] == "overloaded" and 1 <= int(answer.headers["retry-after"]) <= 67  # spread
     member.http.post(f"/v1/jobs/{accepted.json()['data'][0]['id']}/cancel")
     wait_until(
         lambda: member.http.post("/v1/jobs", json=job_body()).status_code == 202,

@@ -14,7 +14,7 @@ import pytest
 from ondol.contract.errors import AttemptError, AttemptTimedOut, ModelRefused, ModelStoreError
 from ondol.contract.model_spec import parse_model_spec
 from tests.waiting import wait_until
-from workers.importing.run import run_import
+from workers.importing.run import IMPORT_CHILD, run_import
 
 pytestmark = pytest.mark.integration
 
@@ -88,11 +88,9 @@ def test_standard_output_has_one_line_of_json(plain: Path, tmp_path: Path) -> No
 
 
 def test_the_child_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.importing.run import _environment as child_environment
-
     monkeypatch.setenv("ONDOL_REDIS_URL", "redis://:secret@127.0.0.1/0")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    environment = child_environment()
+    environment = IMPORT_CHILD.environment()
     assert "secret" not in str(environment)
     assert environment["HF_HUB_OFFLINE"] == "1"
 

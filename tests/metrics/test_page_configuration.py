@@ -19,7 +19,7 @@ def test_the_blocks_name_targets_and_metrics_that_there_are() -> None:
     targets = [one for each in scrape["scrape_configs"][0]["static_configs"] for one in each["targets"]]
     assert targets and all(re.fullmatch(r"127\.0\.0\.1:\d{4}", target) for target in targets)
     alerts = rules["groups"][0]["rules"]
-    assert len(alerts) == 6
+    assert len(alerts) == 8
     for alert in alerts:
         named = set(re.findall(r"ondol_[a-z_]+", alert["expr"]))
         assert named and named <= TABLE, alert["alert"]

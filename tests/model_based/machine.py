@@ -211,13 +211,18 @@ class JobMachine(RuleBasedStateMachine):
     @rule()
     def wake_after_the_lease(self) -> None:
         """Whoever was frozen before it claimed finds its lease gone, though nobody has ended its session."""
-        self.open_session(WORKERS[0])
-        self.submit(1, Priority.NORMAL, None, None, wants_notice=False)
-        self.ring(claims=False)
+        self._ring_for_new_sessions()
         self.pass_time(LEASE_S + 1)
-        for message in [m for m in self.ref.messages.values() if m.claimed_by is None]:
-            owner = [s.id for s in self.ref.sessions.values() if s.worker == message.worker]
-            self._claim(message.id, owner[-1], is_training=message.is_training)
+        self._claim_what_is_rung(lambda sessions: sessions[-1])
+
+    @precondition(lambda self: len(self.ref.jobs) < MOST_JOBS)
+    @rule()
+    def wake_beside_the_next_life(self) -> None:
+        """Whoever was frozen before it claimed finds another life under its name; its own lease would still run."""
+        self._ring_for_new_sessions()
+        for worker in (WORKERS[0], TRAINERS[0]):
+            self.open_session(worker)
+        self._claim_what_is_rung(lambda sessions: sessions[-2] if len(sessions) > 1 else sessions[-1])
 
     @precondition(lambda self: self.message_ids)
     @rule(message=numbers)
@@ -272,7 +277,10 @@ class JobMachine(RuleBasedStateMachine):
         check_agreement(self.tables.snapshot(), self.ref)
 
     def teardown(self) -> None:
-        """Whatever happened: regular moves bring every job to its end, and every attempt was told once."""
+        """Whatever happened: nobody claims without a lease, and regular moves bring every job to its end, told once."""
+        # Here in every run: among the random moves each is seldom.
+        self.wake_after_the_lease()
+        self.wake_beside_the_next_life()
         for _ in range(MOST_ROUNDS):
             if all(job.state in TERMINAL for job in self.ref.jobs.values()):
                 break
@@ -335,6 +343,22 @@ class JobMachine(RuleBasedStateMachine):
         self.pairs += claimed
         if is_unanswered and claimed:
             assert sorted(self.tables.write(take, is_retry=True)) == sorted(claimed)
+
+    def _ring_for_new_sessions(self) -> None:
+        """A job for a worker and one for a trainer are rung, or were before; nobody has claimed them."""
+        for worker in (WORKERS[0], TRAINERS[0]):
+            self.open_session(worker)
+        self.submit(1, Priority.NORMAL, None, None, wants_notice=False)
+        self.submit_fine_tune(Priority.NORMAL, wants_notice=False)
+        self.ring(claims=False)
+
+    def _claim_what_is_rung(self, choose: Callable[[list[str]], str]) -> None:
+        """Under the session of each message's worker that `choose` takes, of all that it had."""
+        unclaimed = [m for m in self.ref.messages.values() if m.claimed_by is None]
+        assert {m.is_training for m in unclaimed} == {False, True}, "there is something to claim"
+        for message in unclaimed:
+            owners = [s.id for s in self.ref.sessions.values() if s.worker == message.worker]
+            self._claim(message.id, choose(owners), is_training=message.is_training)
 
     def _report(self, what: str, pair: Pair) -> None:
         job_id, attempt = pair

@@ -55,9 +55,9 @@ class Job:
         """Whether that attempt is at the job's files now."""
         return self.is_current(attempt, _S.VALIDATING_FILES) and self.session is not None
 
-    def move(self, after: JobState, reason: str, *, before: JobState | None = None) -> None:
+    def move(self, after: JobState, reason: str) -> None:
         """Change the state; the event is told, who held the job lets go."""
-        self.events.append((before or self.state, after, reason, self.attempt))
+        self.events.append((self.state, after, reason, self.attempt))
         self.state = after
         if after in TERMINAL:
             self.num_ends += self.wants_notice
@@ -160,8 +160,7 @@ class Reference:
             job.num_losses += job.is_alone or job.is_training
             job.num_lapses += 1
             job.is_alone = job.is_alone or job.num_lapses >= LAPSES_BEFORE_ALONE
-            job.move(_S.QUEUED, "session_lapsed")
-            self._fail_if_lost(job)
+            self._move_lost(job, "session_lapsed")
         self._free_devices(session_id)
         for message_id in [m.id for m in self.messages.values() if m.claimed_by == session_id]:
             del self.messages[message_id]
@@ -271,8 +270,7 @@ class Reference:
         job.close("lost")
         job.num_losses += 1
         job.num_lapses += 1
-        job.move(_S.QUEUED, "process_died")
-        self._fail_if_lost(job)
+        self._move_lost(job, "process_died")
         return True
 
     def hand_back(self, pairs: Sequence[Pair]) -> list[str]:
@@ -429,10 +427,13 @@ class Reference:
             job.error = "worker_lost"
             job.move(_S.FAILED, "worker_lost")
 
-    def _fail_if_lost(self, job: Job) -> None:
-        if job.num_losses >= MAX_LOSSES:
+    def _move_lost(self, job: Job, reason: str) -> None:
+        """One move and one event, whichever loss it was."""
+        if job.num_losses < MAX_LOSSES:
+            job.move(_S.QUEUED, reason)
+        else:
             job.error = "worker_lost"
-            job.move(_S.FAILED, "worker_lost", before=_S.RUNNING)
+            job.move(_S.FAILED, "worker_lost")
 
     def _free_devices(self, session_id: str) -> None:
         for job in self.jobs.values():

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from ondol.cli.database import app
 from ondol.contract.errors import Conflict, InvalidPayload, NotFound
 from ondol.contract.states import JobState
-from ondol.control.backup import ToolMissing, back_up, restore
+from ondol.control.backup import ToolMissing, back_up
+from ondol.control.restoring import restore
 from ondol.sql import migrate
 from ondol.sql.database import Database
 from tests.job_fixtures import open_database, open_session, project_of, ring_and_claim, submit

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ondol.control.backup import back_up, restore
+from ondol.control.backup import back_up
 from ondol.control.moving import move_database
+from ondol.control.restoring import restore
 from tests.cluster import Cluster, running_cluster
 from tests.moving.load import check_each_has_one_effect, loaded, num_unfinished
 from tests.servers import RedisServer

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
 
+from api.database import AsyncDatabase
+from api.errors import error_response
+from api.idempotency import Answer, KeyedRequest, Make, answer_once
+from api.services import Services
 from ondol.contract.errors import DatabaseUnavailable
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
-from ondol.sql.tables import attempts, messages
+from ondol.sql.tables import attempts, jobs, messages
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.job_fixtures import LIMITS, completions, open_database, open_session, submit
+from tests.job_fixtures import LIMITS, completions, new_job, open_database, open_session, submit
 from tests.torn_postgres import TornPostgres, torn_postgres
 from tests.waiting import wait_until
 from workers.claims import ClaimAudit, Claims
@@ -85,6 +93,56 @@ def test_a_claim_that_its_worker_never_learns_of_is_handed_back(
         assert _count(database, messages) == 0, "its place in the window is free again"
     finally:
         session.end(reason="stopped")
+
+
+def test_a_submission_that_may_be_done_is_not_to_be_made_again_without_a_key(
+    database: Database, far: Database, link: TornPostgres
+) -> None:
+    project_id = database.write(lambda uow: uow.keys.ensure_project())
+    services = cast(Services, SimpleNamespace(database=AsyncDatabase(far)))
+
+    async def prepare(_held: ExitStack) -> Make:
+        job = new_job(project_id)
+        return lambda uow: Answer(202, uow.jobs.add_all([job])[0].id.encode())
+
+    for keyed in (None, KeyedRequest(project_id, "key", "digest")):
+        before = _count(database, jobs)
+        link.tear(then_refuse=True)
+        with pytest.raises(DatabaseUnavailable) as caught:
+            asyncio.run(answer_once(services, keyed, prepare))
+        assert caught.value.may_be_done and _count(database, jobs) == before + 1
+        headers = error_response(caught.value).headers
+        assert headers["x-should-retry"] == ("false" if keyed is None else "true")
+        link.let_in()
+        assert far.write(lambda uow: uow.now) > 0
+
+
+def test_a_write_that_never_came_to_its_commit_is_surely_not_done(far: Database, link: TornPostgres) -> None:
+    def lose_the_link(uow: UnitOfWork) -> None:
+        link.tear(then_refuse=True)
+        uow.conn.exec_driver_sql("SELECT 'COMMIT'")
+
+    with pytest.raises(DatabaseUnavailable) as caught:
+        far.write(lose_the_link)
+    assert not caught.value.may_be_done
+
+
+def test_each_caller_of_a_group_has_an_error_of_its_own(far: Database, link: TornPostgres) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hold(uow: UnitOfWork) -> None:
+        begun.set()
+        assert may_end.wait(30)
+
+    first = far.submit(hold)
+    assert begun.wait(10)
+    together = [far.submit(lambda uow: uow.now) for _ in range(3)]
+    link.tear(then_refuse=True)
+    may_end.set()
+    assert first.exception(30) is None, "it asked for nothing, so there was nothing to commit"
+    errors = [cast(DatabaseUnavailable, future.exception(30)) for future in together]
+    assert [error.may_be_done for error in errors] == [True, True, True]
+    assert len(set(map(id, errors))) == len(errors)
 
 
 def test_the_pool_recovers_when_the_server_ends_all_connections(database: Database) -> None:

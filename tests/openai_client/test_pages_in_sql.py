@@ -10,6 +10,7 @@ import pytest
 
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
+from ondol.sql.job_pages import JobFilter
 from tests.job_fixtures import (
     new_fine_tune,
     open_database,
@@ -41,7 +42,7 @@ def test_jobs_are_found_by_all_of_their_metadata(database: Database) -> None:
     database.write(lambda uow: uow.jobs.add_all(made))
 
     def found(**metadata: str) -> list[dict[str, Any]]:
-        jobs, _ = database.read(lambda uow: uow.jobs.page(project_id, metadata=metadata))
+        jobs, _ = database.read(lambda uow: uow.jobs.page(project_id, JobFilter(metadata=metadata)))
         return [job.metadata for job in jobs[::-1]]
 
     assert found(team="a") == bearing[1:3]

@@ -52,6 +52,30 @@ def test_what_contracts_is_found(operation: str, is_refused: bool) -> None:
     assert not contractions(f'{SAYS_SO} = "x has not been read since the release before"\n{source}')
 
 
+@pytest.mark.parametrize("path", held_migrations(), ids=lambda path: path.stem)
+def test_an_index_of_a_table_in_use_is_built_beside_its_writers(path: Path) -> None:
+    assert not blocking_indexes(path.read_text(encoding="utf-8"))
+
+
+def test_what_keeps_writers_out_is_found() -> None:
+    new = 'op.create_table("a", sa.Column("x", sa.Text()))\n    op.create_index("i", "a", ["x"])'
+    assert not blocking_indexes(f"def upgrade():\n    {new}\n    build_indexes(NewIndex('j', 'jobs', ('x',)))\n")
+    assert blocking_indexes('def upgrade():\n    op.create_index("i", "jobs", ["x"])\n')
+    in_batch = 'with op.batch_alter_table("jobs") as batch:\n        batch.create_index("i", ["x"])'
+    assert blocking_indexes(f"def upgrade():\n    {in_batch}\n")
+
+
+def blocking_indexes(source: str) -> list[str]:
+    """Calls that index a table which the migration does not make itself: on PostgreSQL nobody writes meanwhile."""
+    calls = [(ast.unparse(call.func), call) for call in operations(ast.parse(source))]
+    made = {ast.unparse(call.args[0]) for name, call in calls if name == "op.create_table"}
+    return [
+        ast.unparse(call)
+        for name, call in calls
+        if name.endswith(".create_index") and (name != "op.create_index" or ast.unparse(call.args[1]) not in made)
+    ]
+
+
 def contractions(source: str) -> list[str]:
     """The operations that the release before may not bear, unless the migration says `contracts`."""
     tree = ast.parse(source)

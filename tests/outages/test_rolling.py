@@ -29,15 +29,17 @@ NEXT_RELEASE = """
 import sqlalchemy as sa
 from alembic import op
 
+from ondol.sql.index_building import NewIndex, build_indexes
+
 revision, down_revision, branch_labels, depends_on = "9999", "{head}", None, None
 
 
 def upgrade() -> None:
+    build_indexes(NewIndex("ix_jobs_next_release", "jobs", ("kind", "id")))
     for table in ("jobs", "messages", "sessions", "attempts", "events", "results", "projects"):
         op.add_column(table, sa.Column("of_the_next_release", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("weight_of_the_next", sa.Double(), nullable=False, server_default="1"))
     op.create_table("next_release", sa.Column("id", sa.Text(), primary_key=True))
-    op.create_index("ix_jobs_next_release", "jobs", ["of_the_next_release", "id"])
 """
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from api.admission import Admission, Limits
+from api.admission import Admission, Limits, Reservation
 from api.database import AsyncDatabase
+from ondol.contract.cutting import MAX_JOB_SIZE
 from ondol.contract.errors import Conflict, OndolError, Overloaded, PayloadTooLarge
 from ondol.contract.states import Priority
+from ondol.sql.backlog import count_backlog
 from ondol.sql.database import Database
+from ondol.sql.records import NewJob
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.job_fixtures import new_job, open_database, project_of
+from tests.job_fixtures import new_fine_tune, new_job, open_database, project_of
 from tests.overload.projects import make_project, wait
 
 pytestmark = pytest.mark.integration
@@ -73,7 +77,8 @@ def at_doors(
 
 def num_queued(database: Database) -> int:
     """Queued jobs of all projects."""
-    return database.read(lambda uow: uow.jobs.backlog())[0]
+    counted = database.read(lambda uow: count_backlog(uow, window_s=1.0, since=None))
+    return sum(amount.num_jobs for amount in counted.queued.values())
 
 
 @pytest.mark.parametrize("limits", [Limits(50, MANY), Limits(MANY, 50 * TOKENS), Limits(MANY, MANY, 50)])
@@ -85,7 +90,7 @@ def test_a_burst_of_requests_takes_no_more_than_the_room(database: Database, lim
 
     refused = [error for error in at_doors(database, limits, burst) if error is not None]
     assert num_queued(database) == 50 and len(refused) == 150
-    assert all(isinstance(error, Overloaded) and error.retry_after_s >= 1 for error in refused)
+    assert all(isinstance(error, Overloaded) and error.retry_after_s >= 0.25 for error in refused)
 
 
 def test_two_processes_go_over_the_limit_by_what_one_takes_between_two_counts(database: Database) -> None:
@@ -140,6 +145,20 @@ def test_what_never_fits_is_refused_for_good(database: Database) -> None:
     assert "1001" in too_many_tokens.message and "1000" in too_many_tokens.message
     assert isinstance(too_many_jobs, PayloadTooLarge) and "ONDOL_MAX_QUEUED_JOBS" in too_many_jobs.message
     assert num_queued(database) == 0
+
+
+def test_a_job_of_more_tokens_than_its_row_has_room_for_is_refused(database: Database) -> None:
+    project_id = project_of(database)
+    largest = replace(new_job(project_id), estimated_tokens=MAX_JOB_SIZE)
+
+    async def both(door: Door) -> list[OndolError | None]:
+        return await door.admission.refusals([largest, replace(largest, estimated_tokens=MAX_JOB_SIZE + 1)])
+
+    fits, too_large = at_doors(database, Limits(10, 10**15), both)
+    assert fits is None
+    assert isinstance(too_large, PayloadTooLarge) and "cut the input into several jobs" in too_large.message
+    database.write(lambda uow: uow.jobs.add_all([largest]))
+    assert database.read(lambda uow: uow.jobs.get(largest.id, project_id)).id == largest.id
 
 
 def test_room_in_which_nothing_was_recorded_is_given_back(database: Database) -> None:
@@ -201,3 +220,41 @@ def test_a_place_counts_other_projects_by_their_share(database: Database) -> Non
         return []
 
     at_doors(database, Limits(MANY, MANY), places)
+
+
+@pytest.mark.parametrize("limits", [Limits(MANY, MANY, trainings=3), Limits(MANY, MANY, project_trainings=3)])
+def test_fine_tunes_wait_in_a_bounded_number(database: Database, limits: Limits) -> None:
+    mine, other = project_of(database), make_project(database, "other")
+
+    async def submit(door: Door, project_id: str) -> OndolError | None:
+        job = new_fine_tune(project_id)
+        try:
+            with await door.admission.admit(project_id, 1, 0, num_trainings=1) as room:
+                await door.database.write(partial(_record, job, room))
+        except OndolError as exc:
+            return exc
+        return None
+
+    async def burst(door: Door, second: Door) -> list[OndolError | None]:
+        first = await asyncio.gather(*(submit(door, mine) for _ in range(10)))
+        return [*first, await submit(second, mine), await submit(second, other), await door.submit(mine)]
+
+    *refused, of_second, of_other, no_fine_tune = at_doors(database, limits, burst, num=2)
+    assert [error for error in refused if error is None] == [None] * 3
+    assert all(isinstance(error, Overloaded) for error in [*(e for e in refused if e is not None), of_second])
+    assert (of_other is None) == (limits.project_trainings is not None)
+    assert no_fine_tune is None, "what runs on workers is not held up"
+
+
+def _record(job: NewJob, room: Reservation, uow: UnitOfWork) -> None:
+    uow.jobs.add_all([job])
+    uow.after_commit(room.record)
+
+
+def test_more_fine_tunes_at_once_than_may_wait_never_fit(database: Database) -> None:
+    async def submit(door: Door) -> list[OndolError | None]:
+        with pytest.raises(PayloadTooLarge):
+            await door.admission.admit(project_of(database), 4, 0, num_trainings=4)
+        return []
+
+    at_doors(database, Limits(MANY, MANY, trainings=3), submit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,10 +11,12 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import redis
 
 from ondol.sql.records import Completion, NewShard
 from tests.http.api_process import ApiProcess, Member
 from tests.job_fixtures import new_job, open_session, ring_and_claim
+from tests.overload.watchers import asks, head_of, held_by, num_streams, watching
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 
@@ -23,6 +24,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("api-memory")]
 
 MB = 1024 * 1024
 UPLOAD_BYTES = 256 * MB
+FILE_BYTES = 64 * MB
+KILOBYTE = 1_024
 NUM_DEAD = 1_000
 NUM_SLOW = 10
 SHARDS, SHARD_INPUTS, WIDTH = 24, 1_000, 384
@@ -107,34 +110,40 @@ def test_slow_readers_of_a_large_result_make_it_no_larger(api: ApiProcess, membe
     assert growth.num_bytes < 150 * MB, growth.num_bytes / MB
 
 
-def test_a_thousand_dead_watchers_cost_little_and_leave_nothing(api: ApiProcess, member: Member) -> None:
+def test_slow_readers_of_a_large_file_make_it_no_larger(api: ApiProcess, member: Member) -> None:
+    content = b'{"text": "one line of a large file"}\n' * (FILE_BYTES // 37)
+    sent = member.http.post("/v1/files", files={"file": ("a.jsonl", content)}, data={"purpose": "batch"}, timeout=60)
+    head = head_of("GET", f"/v1/files/{sent.json()['id']}/content", secret=member.secret)
+    with Growth(api.pid) as growth, ExitStack() as readers:
+        for _ in range(NUM_SLOW):
+            reader = readers.enter_context(asks(api.port, head))
+            assert len(reader.recv(KILOBYTE)) > 0  # and nothing more
+        _wait_until_steady(lambda: psutil.Process(api.pid).memory_info().rss)
+        assert len(reader.recv(KILOBYTE)) == KILOBYTE, "it can go on"
+    assert growth.num_bytes < 48 * MB, growth.num_bytes / MB
+
+
+def test_a_thousand_dead_watchers_cost_little_and_leave_nothing(
+    api: ApiProcess, member: Member, redis_server: RedisServer
+) -> None:
     job_id = member.submit()["id"]
-    process = psutil.Process(api.pid)
-    num_before = len(process.net_connections())
-    with Growth(api.pid) as first:
-        _watch_and_die(api, member, job_id, NUM_DEAD)
+    with redis.Redis.from_url(redis_server.url) as seen, Growth(api.pid) as first:
+        before, num_clients = held_by(api.pid), len(seen.client_list())
+        with watching(api.port, job_id, NUM_DEAD, secret=member.secret):
+            assert num_streams(api.port) == NUM_DEAD
+            assert member.http.get(f"/v1/jobs/{job_id}").status_code == 200, "others are still answered"
+            assert len(seen.client_list()) <= num_clients + 2, "they share what the api hears from Redis"
+        wait_until(lambda: num_streams(api.port) == 0, within_s=30, what="dead watchers to be left")
+        wait_until(lambda: _is_as_before(api, before), within_s=30, what="what they held to be given back")
     assert first.num_bytes < 150 * MB, first.num_bytes / MB
-    wait_until(lambda: len(process.net_connections()) <= num_before + 2, within_s=30, what="dead watchers to be left")
-    with Growth(api.pid) as second:
-        _watch_and_die(api, member, job_id, NUM_DEAD // 4)
+    with Growth(api.pid) as second, watching(api.port, job_id, NUM_DEAD // 4, secret=member.secret):
+        pass
     assert second.num_bytes < first.num_bytes / 8 + 8 * MB, (first.num_bytes / MB, second.num_bytes / MB)
 
 
-def _watch_and_die(api: ApiProcess, member: Member, job_id: str, num: int) -> None:
-    """So many clients ask for the job's events, read the beginning, and are gone without a word."""
-    request = (
-        f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n"
-        f"authorization: Bearer {member.secret}\r\n\r\n"
-    ).encode()
-    watchers = []
-    for _ in range(num):
-        watchers.append(socket.create_connection(("127.0.0.1", api.port), timeout=30))
-        watchers[-1].sendall(request)
-    for watcher in watchers:
-        assert b"200 OK" in watcher.recv(4096)
-    assert member.http.get(f"/v1/jobs/{job_id}").status_code == 200, "others are still answered"
-    for watcher in watchers:
-        watcher.close()
+def _is_as_before(api: ApiProcess, before: dict[str, int]) -> bool:
+    """Whether the api holds no more files, connections and threads than it did, but for those of a pool or two."""
+    return all(num <= before[name] + 8 for name, num in held_by(api.pid).items())
 
 
 def _large_result(api: ApiProcess, member: Member) -> str:

@@ -45,9 +45,9 @@ def shards(parent: str, num: int, *, model_ref: str = "a:1", run_after: float = 
     ]
 
 
-def worker(name: str, *warm: str, memory_bytes: int | None = None) -> ReadyWorker:
+def worker(name: str, *warm: str, memory_bytes: int | None = None, is_silent: bool = False) -> ReadyWorker:
     """A ready worker."""
-    return ReadyWorker(name, frozenset(warm), memory_bytes)
+    return ReadyWorker(name, frozenset(warm), memory_bytes, is_silent)
 
 
 def place(
@@ -92,6 +92,26 @@ def test_a_worker_that_claims_nothing_does_not_keep_old_jobs_from_others() -> No
     assert place([Job()], *workers, out=lying, room=room)[0].worker == "w1", "a new job waits for the one that loads"
     claimed = [MessageOut("w1", ("a:1",), None, NOW - 0.1)]
     assert place([old], *workers, out=claimed, room=room)[0].worker == "w1"
+
+
+def test_a_warm_worker_whose_messages_lapsed_is_given_what_others_have_no_room_for() -> None:
+    silent, other = worker("w1", "a:1", is_silent=True), worker("w2")
+    assert by_worker(place([Job()], silent, other)) == {"w2": ["a:1"]}, "all its messages are gone, and it is not asked"
+    assert by_worker(place([Job(run_after=NOW - 60)], silent, other)) == {"w2": ["a:1"]}
+    jobs = [Job(estimated_tokens=100) for _ in range(4)]
+    assert by_worker(place(jobs, silent, other, room={"w1": 2, "w2": 1})) == {"w2": ["a:1"], "w1": ["a:1"]}, (
+        "one message, by which it may show that it claims"
+    )
+    probe = [MessageOut("w1", ("a:1",), None, NOW - 0.1, is_claimed=False)]
+    assert by_worker(place(jobs, silent, other, out=probe, room={"w1": 1, "w2": 1})) == {"w2": ["a:1"]}
+
+
+def test_a_silent_worker_is_better_than_none() -> None:
+    silent = worker("w1", "a:1", is_silent=True)
+    assert len(place([Job(estimated_tokens=100), Job(estimated_tokens=100)], silent)) == 1
+    small = worker("w2", memory_bytes=10)
+    large = worker("w3", memory_bytes=1_000, is_silent=True)
+    assert by_worker(place([Job("big:1")], small, large, sizes={"big:1": 500})) == {"w3": ["big:1"]}
 
 
 def test_a_job_that_comes_back_again_and_again_does_not_go_to_the_same_of_two_equals() -> None:

@@ -131,6 +131,25 @@ def test_idle_workers_copy_a_hot_model_and_the_windows_hold(database: Database) 
     assert len({job_id for message in rung for job_id, _ in message.jobs}) == 8 * 64
 
 
+def test_a_worker_whose_messages_all_lapsed_loses_preference_until_it_claims(database: Database) -> None:
+    warm = _worker(database, "w1", "a:1")
+    _worker(database, "w2")
+    _wait(database, 2, "a:1")
+    assert {message.worker for message in _ring(database)} == {"w1"}
+
+    def recall(*, is_all: bool = False) -> int:
+        return database.write(lambda uow: uow.ringing.recall_unclaimed(rung_before=None if is_all else uow.now + 1))
+
+    assert recall(is_all=True) == 1  # Redis lost it: that says nothing of the worker
+    assert {message.worker for message in _ring(database)} == {"w1"}
+    assert recall() == 1  # it lapsed, and no other message is out
+    assert {message.worker for message in _ring(database)} == {"w2"}
+    late = database.write(lambda uow: uow.attempts.claim("msg_recalled", session_id=warm, worker="w1"))
+    assert late == [], "it claims again, for once too late"
+    _wait(database, 2, "a:1")
+    assert {message.worker for message in _ring(database)} == {"w1"}
+
+
 def test_a_job_of_many_shards_lets_later_jobs_run_beside_it(database: Database) -> None:
     _worker(database, "w1", "a:1")
     _worker(database, "w2", "a:1")

@@ -96,10 +96,12 @@ def test_an_unknown_task_is_not_registered(producer: Producer) -> None:
 
 
 def test_a_missed_deadline_is_a_timeout(shop: Shop, producer: Producer) -> None:
-    sent = producer.send(model=MODEL, input=["x"], not_before=4e9, deadline_s=0.001)
+    sent = producer.send(model=MODEL, input=["x"], not_before=4e9, deadline_s=5)
     assert shop.job_of(sent.id).state is JobState.QUEUED
-    assert shop.database.write(lambda uow: uow.jobs.expire_deadlines())
+    wait_until(lambda: shop.database.write(lambda uow: uow.jobs.expire_deadlines()), within_s=30, what="its deadline")
     assert type(producer.error_of(sent)) is TimeoutError
+    too_late = producer.send(model=MODEL, input=["x"], deadline_s=1e-9)
+    assert type(producer.error_of(too_late)) is TimeoutError and shop.find(too_late.id) is None
 
 
 def test_what_would_run_at_once_is_refused(shop: Shop, producer: Producer) -> None:

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from models_store.store import ModelStore
 from ondol.contract.errors import ModelNotFound
 from ondol.contract.model_ref import parse_model_ref
-from ondol.control.administration import manifests_in_use
+from ondol.control.administration import known_manifests, manifests_in_use
 from ondol.sql.tables import attempts, models, versions
 from tests.reliability.house import LIMIT_S, House
 from tests.training_jobs.client import TrainingClient, rows_of_weather
@@ -319,6 +319,7 @@ def test_6_a_node_that_wakes_inside_its_publish_after_its_lease_publishes_nothin
         assert training.client.events(job_id) == events, "no event and no transition of the zombie's"
         assert house.attempts_of(job_id) == made
         assert orphan not in manifests_in_use(house.database_url, grace_s=0), "left to the collection"
+        assert orphan in known_manifests(house.database_url), "it is no stranger's"
         assert orphan != published[0][1]
     finally:
         house.thaw("trainer0")

@@ -141,6 +141,20 @@ def test_a_failed_job_without_its_inputs_is_not_retried(database: Database) -> N
     assert state_of(database, job) is JobState.FAILED
 
 
+def test_a_failed_job_is_retried_though_results_of_its_time_are_gone(database: Database) -> None:
+    [job] = submit(database, 1)
+    failed = sa.update(jobs).values(state="failed", finished_at=jobs.c.created_at - 31 * DAY_S)
+    database.write(lambda uow: uow.conn.execute(failed))
+    assert purge_all(database, results=30) == 1
+    database.write(lambda uow: uow.jobs.retry(job.id, job.project_id))
+    run_all(database)
+    assert state_of(database, job) is JobState.SUCCEEDED
+    database.read(lambda uow: uow.purging.check_part(job.id, Part.RESULTS))
+    assert count(database, results) == 1
+    age(database, [job.id], 31)
+    assert purge_all(database, results=30) == 1 and count(database, results) == 0
+
+
 def test_a_retried_job_shows_its_new_events(database: Database) -> None:
     [job] = submit(database, 1)
     failed = sa.update(jobs).values(state="failed", finished_at=jobs.c.created_at - 31 * DAY_S)

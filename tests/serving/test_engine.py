@@ -17,7 +17,7 @@ from ondol.sql.tables import version_dtypes
 from tests.served import Served
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
-from workers.main import device_arguments
+from workers.worker_process import device_arguments
 
 pytestmark = pytest.mark.integration
 
@@ -68,8 +68,9 @@ def test_engine_that_is_not_installed_stops_the_start_with_a_reason(tmp_path: Pa
         "find = util.find_spec\n"
         "util.find_spec = lambda name, package=None: None if name == 'openvino' else find(name, package)\n"
         "from ondol.settings import WorkerSettings\n"
-        "from workers.main import run_worker\n"
-        f"sys.exit(run_worker(WorkerSettings(engine='openvino', data_dir={str(tmp_path)!r})))\n"
+        "from workers.stopping import StopRequest\n"
+        "from workers.worker_process import run_worker\n"
+        f"sys.exit(run_worker(WorkerSettings(engine='openvino', data_dir={str(tmp_path)!r}), StopRequest()))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

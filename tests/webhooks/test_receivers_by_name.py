@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 
-from api.webhooks.addresses import SystemResolver
+from api.webhooks.addresses import MAX_OF_A_DOMAIN, SystemResolver
 from api.webhooks.sender import Answer, Sender, Verdict
+from ondol.contract.errors import Overloaded
 from tests.webhooks.conftest import LOOPBACK
 from tests.webhooks.receiver import receiving
 
@@ -43,7 +45,8 @@ def post(
     async def send() -> Answer:
         sender = Sender(names, networks=networks, timeout_s=timeout_s)
         try:
-            return await sender.post(url, {"webhook-id": "ntc_1"}, b"{}")
+            found = await sender.find(url)
+            return found if isinstance(found, Answer) else await sender.post(found, {"webhook-id": "ntc_1"}, b"{}")
         finally:
             await sender.close()
 
@@ -125,6 +128,60 @@ def test_a_name_that_hangs_keeps_no_other_from_being_resolved() -> None:
             resolver.close()
 
     asyncio.run(ask())
+
+
+def test_names_that_hang_hold_up_no_other_domain_and_few_of_their_own() -> None:
+    is_over, asked, lock = threading.Event(), Counter[str](), threading.Lock()
+
+    def look_up(host: str, _port: int) -> list[str]:
+        with lock:
+            asked[host.split(".")[-2]] += 1
+        if "dead" in host:
+            assert is_over.wait(60)
+        return [PUBLIC]
+
+    async def ask() -> None:
+        resolver = SystemResolver(look_up)
+        try:
+            names = [f"n{i}.dead{i % 4}.test" for i in range(40)]
+            hanging = [asyncio.create_task(resolver.resolve(name, 443)) for name in names]
+            await asyncio.sleep(0)
+            assert await asyncio.wait_for(resolver.resolve("n.alive.test", 443), TIMEOUT_S / 2) == [PUBLIC]
+            found = await asyncio.gather(*(look for look in hanging[8:]), return_exceptions=True)
+            assert all(isinstance(one, Overloaded) for one in found), "nobody came to look"
+            assert all(asked[f"dead{i}"] == MAX_OF_A_DOMAIN for i in range(4)) and not any(
+                look.done() for look in hanging[:8]
+            )
+            is_over.set()
+            assert await asyncio.gather(*hanging[:8]) == [[PUBLIC]] * 8
+        finally:
+            is_over.set()
+            resolver.close()
+
+    asyncio.run(ask())
+
+
+def test_a_look_that_has_not_begun_is_no_try() -> None:
+    is_over = threading.Event()
+
+    def look_up(_host: str, _port: int) -> list[str]:
+        assert is_over.wait(60)
+        return [PUBLIC]
+
+    async def send() -> Answer:
+        sender = Sender(SystemResolver(look_up), networks=(), timeout_s=4 * TIMEOUT_S)
+        hanging = [asyncio.create_task(sender.find(f"http://n{i}.dead.test/")) for i in range(MAX_OF_A_DOMAIN)]
+        try:
+            await asyncio.sleep(0)
+            answer = await sender.find("http://late.dead.test/")
+            assert isinstance(answer, Answer)
+            return answer
+        finally:
+            is_over.set()
+            await asyncio.gather(*hanging)
+            await sender.close()
+
+    assert asyncio.run(send()).verdict is Verdict.UNTRIED
 
 
 def test_the_machines_own_names_are_resolved() -> None:

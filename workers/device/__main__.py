@@ -49,15 +49,17 @@ def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
     import torch
 
     from workers.device.device_kinds import device_kind, native_dtypes
+    from workers.device.pool_limit import pool_bytes
     from workers.device.torch_engine import TorchEngine
 
     torch.set_num_threads(arguments.threads)
     torch.set_num_interop_threads(1)
     # The one GPU that is visible is number 0 in here, whatever it is on the host.
     device = torch.device("cpu") if arguments.cuda_index is None else torch.device("cuda", 0)
+    memory_bytes = arguments.memory_bytes or pool_bytes(device)
     engine = TorchEngine(
         device,
-        memory_bytes=arguments.memory_bytes,
+        memory_bytes=memory_bytes,
         batch_tokens=arguments.batch_tokens,
         measures_budget=arguments.measures_budget,
         switch=_switch(arguments, device_kind(device)),
@@ -68,7 +70,7 @@ def _compose(arguments: DeviceArguments) -> tuple[Engine, Header]:
         "pid": os.getpid(),
         "cores": sorted(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "memory_bytes": arguments.memory_bytes,
+        "memory_bytes": memory_bytes,
         "dtypes": list(native_dtypes(device)),
     }
     gc.freeze()  # what is here now stays: no later collection has to walk through it

@@ -19,8 +19,8 @@ class DeviceArguments:
     """`cpu:0`, `cuda:0`: the name of the device on this host, before `CUDA_VISIBLE_DEVICES` hides the others."""
     cores: tuple[int, ...]
     threads: int
-    memory_bytes: int
-    """Bound of the warm pool."""
+    memory_bytes: int | None
+    """Bound of the warm pool; None: the device process measures it on the GPU."""
     batch_tokens: int
     measures_budget: bool = False
     """Whether `batch_tokens` is only what holds until each model's own budget is measured."""
@@ -42,7 +42,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", required=True, type=_device_name, help="cpu:0 or cuda:0")
     parser.add_argument("--cores", required=True, type=_core_list, help="CPU cores to run on, as 0,1")
     parser.add_argument("--threads", type=_positive, required=True, help="compute threads")
-    parser.add_argument("--memory-mb", type=_positive, required=True, help="bound of the warm pool in MiB")
+    parser.add_argument("--memory-mb", type=_positive, help="bound of the warm pool in MiB; a GPU's is measured")
     parser.add_argument("--batch-tokens", type=_positive, required=True, help="tokens a forward pass")
     parser.add_argument("--measure-budget", action="store_true", help="measure each model's tokens a pass at load")
     parser.add_argument("--engine", choices=ENGINES, default="torch", help="what runs models")
@@ -56,7 +56,7 @@ def device_arguments(parsed: argparse.Namespace) -> DeviceArguments:
         device=parsed.device,
         cores=parsed.cores,
         threads=parsed.threads,
-        memory_bytes=parsed.memory_mb * _MIB,
+        memory_bytes=None if parsed.memory_mb is None else parsed.memory_mb * _MIB,
         batch_tokens=parsed.batch_tokens,
         measures_budget=parsed.measure_budget,
         engine=parsed.engine,

@@ -30,6 +30,15 @@ def native_dtypes(device: torch.device) -> tuple[str, ...]:
     return ("float32", "bfloat16") if device_kind(device) == "cpu-bf16" else ("float32",)
 
 
+def avoid_slow_kernels(device: torch.device) -> None:
+    """Leave cuDNN's attention out on a GPU, for this whole process: it compiles anew for each shape of a batch.
+
+    That takes a tenth of a second, and no two batches have the same shape.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def cpu_has_bf16(cpuinfo: str) -> bool:
     """Whether the flags in the text of `/proc/cpuinfo` name bfloat16 instructions."""
     for line in cpuinfo.splitlines():

@@ -14,6 +14,7 @@ from ondol.contract.model_spec import PoolingMode
 from workers.device.checks import LAST_LAYER, Plan
 from workers.device.device_errors import device_errors
 from workers.device.engine import OPENVINO, TORCH, FloatArray
+from workers.device.host_copies import to_host
 from workers.device.loading import LoadedModel
 from workers.device.packed import forward_packed
 from workers.device.padded import forward_padded
@@ -43,7 +44,7 @@ def encode(loaded: LoadedModel, rows: Rows, plan: Plan) -> Encoded:
         if plan.head_task is not None:
             assert loaded.head is not None, "plan_run looks for the head"
             logits = loaded.head.logits(rows)
-            return Encoded(logits.values.cpu().numpy(), logits.num_padding)
+            return Encoded(to_host(logits.values), logits.num_padding)
         states, engine = _states(loaded, rows, plan)
         if plan.gives_tokens:
             vectors = states.hidden.float()
@@ -51,7 +52,7 @@ def encode(loaded: LoadedModel, rows: Rows, plan: Plan) -> Encoded:
             vectors = pool(states, rows, plan.modes)
             if plan.has_modules:
                 vectors = loaded.modules(vectors)
-        return Encoded(vectors.cpu().numpy(), states.num_padding, engine)
+        return Encoded(to_host(vectors), states.num_padding, engine)
 
 
 def encode_singly(loaded: LoadedModel, rows: Rows, plan: Plan) -> FloatArray:

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ondol.contract.errors import ModelRefused
 from workers.device.head_tasks import TOKEN_TASK
+from workers.device.host_copies import to_device
 from workers.device.packed import forward_packed
 from workers.device.padded import Grid, fill
 from workers.device.rows import LongArray, Rows
@@ -94,10 +95,10 @@ class TaskHead:
 
     def _flat(self, states: States, rows: Rows) -> torch.Tensor:
         if self._gives_tokens:
-            token_ids = torch.as_tensor(rows.token_ids.astype("int64"), device=states.hidden.device)
+            token_ids = to_device(rows.token_ids, states.hidden.device).long()
             return self._over(states.hidden[None], None, token_ids[None])[0]
-        starts = torch.as_tensor(rows.starts, device=states.hidden.device)
-        token_ids = torch.as_tensor(rows.token_ids[rows.starts].astype("int64"), device=states.hidden.device)
+        starts = to_device(rows.starts, states.hidden.device)
+        token_ids = to_device(rows.token_ids[rows.starts], states.hidden.device).long()
         return self._over(states.hidden[starts][:, None], _pooled(states), token_ids[:, None])
 
     def _own(self, states: States, rows: Rows) -> torch.Tensor:
@@ -110,7 +111,7 @@ class TaskHead:
                 size = len(rows.token_ids) if self._gives_tokens else len(rows.lengths)
                 found = values.new_empty((size, values.shape[-1]))
             where = places if self._gives_tokens else bucket
-            found[torch.as_tensor(where, device=found.device)] = values
+            found[to_device(where, found.device)] = values
         assert found is not None, "a batch has at least one row"
         return found
 
@@ -118,13 +119,14 @@ class TaskHead:
         """Logits [b, C] of the rows of a bucket, or [t, C] of their tokens."""
         device = states.hidden.device
         is_real = np.arange(rows.lengths[bucket].max()) < rows.lengths[bucket][:, None]
-        places, mask = token_places(rows, bucket), torch.as_tensor(is_real, device=device)
-        hidden = states.hidden.new_zeros((*is_real.shape, states.hidden.shape[-1]))
-        hidden[mask] = states.hidden[torch.as_tensor(places, device=device)]
+        places, slots = token_places(rows, bucket), to_device(np.flatnonzero(is_real), device)
+        hidden = states.hidden.new_zeros((is_real.size, states.hidden.shape[-1]))
+        hidden[slots] = states.hidden[to_device(places, device)]
         token_ids = fill(rows.token_ids[places], is_real, self._pad_token_id, device)
-        chosen = None if pooled is None else pooled[torch.as_tensor(bucket, device=device)]
-        values = self._over(hidden, chosen, token_ids, None if is_real.all() else mask.long())
-        return values[mask] if self._gives_tokens else values
+        chosen = None if pooled is None else pooled[to_device(bucket, device)]
+        mask = None if is_real.all() else to_device(is_real, device).long()
+        values = self._over(hidden.view(*is_real.shape, -1), chosen, token_ids, mask)
+        return values.flatten(0, 1)[slots] if self._gives_tokens else values
 
     def _over(
         self,
@@ -168,7 +170,10 @@ def _pooled(states: States) -> torch.Tensor | None:
 
 def token_places(rows: Rows, chosen: LongArray) -> LongArray:
     """Indices of all tokens of the chosen rows, row after row."""
-    return np.concatenate([np.arange(rows.lengths[row]) + rows.starts[row] for row in chosen])
+    lengths = rows.lengths[chosen]
+    before = np.cumsum(lengths) - lengths
+    places: LongArray = np.arange(lengths.sum()) + np.repeat(rows.starts[chosen] - before, lengths)
+    return places
 
 
 def buckets(lengths: LongArray) -> list[LongArray]:

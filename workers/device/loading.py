@@ -100,7 +100,6 @@ def load_model(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> Lo
     ModelRefused when the folder is not loadable as it stands, OutOfDeviceMemory when the device has no room.
     """
     register_packed_attention()
-    before = _allocated_bytes(device)
     with device_errors(f"loading {handle.ref}"):
         whole = load_weights(handle, spec, device)
         modules = load_modules(handle.path, spec.modules, ref=handle.ref, device=device)
@@ -110,7 +109,7 @@ def load_model(handle: ModelHandle, spec: ModelSpec, device: torch.device) -> Lo
     why_padded = why_not_packed(model, spec)
     if head is not None:
         why_padded = settle_layout(head, spec, own_attention=str(own_attention), why_padded=why_padded, ref=handle.ref)
-    size_bytes = _tensor_bytes(whole, modules) if device.type == "cpu" else _allocated_bytes(device) - before
+    size_bytes = _tensor_bytes(whole, modules)
     use_fast_linear(model, lambda: probe_states(model, spec, is_packed=why_padded is None))
     return LoadedModel(handle, spec, model, modules, size_bytes, why_padded, head)
 
@@ -177,7 +176,3 @@ def _tensor_bytes(*modules: nn.Module) -> int:
         tensor.data_ptr(): tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers())
     }
     return sum(tensors.values())
-
-
-def _allocated_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -6,38 +6,67 @@ code ignores that interface are found by `probing.py`. Shapes: `T` tokens of all
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from workers.device.rows import Rows
+from workers.device.grids import Grids
+from workers.device.host_copies import to_device
+from workers.device.rows import LongArray, Rows
 from workers.device.states import States
 
 PACKED_ATTENTION = "ondol_packed"
 _UNSUPPORTED = ("position_bias", "softcap", "s_aux", "past_key_values", "cache")
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+_VARLEN_CAPABILITY = 8
+"""The oldest GPUs on which the flash-attention kernels run, and the widths of a head that they take."""
+_VARLEN_MAX_WIDTH, _VARLEN_WIDTH_STEP = 256, 8
+_ATTEND_VARLEN: Callable[..., Any] = varlen_attn
+_SAYS_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""Torch 2.11 groups heads without being told to, and does not know the word."""
 
 
 @dataclass(slots=True)
 class Segments:
-    """The rows of one packed sequence for the attention: `bounds` (start, end) and `cumulative` [B + 1] int32."""
+    """The rows of one packed sequence for the attention, by their `lengths` [B]; what it needs is made at first use."""
 
-    bounds: list[tuple[int, int]]
-    cumulative: torch.Tensor
-    max_length: int
+    lengths: LongArray
+    device: torch.device
     window_masks: dict[tuple[int, int, bool], torch.Tensor] = field(default_factory=dict)
+    _bounds: list[tuple[int, int]] | None = None
+    _cumulative: torch.Tensor | None = None
+    _grids: Grids | None = None
 
-    @classmethod
-    def of_rows(cls, rows: Rows, device: torch.device) -> Segments:
-        """The segments of `rows`; `cumulative` is on `device`."""
-        ends = rows.lengths.cumsum().tolist()
-        starts = [0, *ends[:-1]]
-        cumulative = torch.tensor([0, *ends], dtype=torch.int32, device=device)
-        return cls(list(zip(starts, ends, strict=True)), cumulative, int(rows.lengths.max()))
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """Start and end of each row."""
+        if self._bounds is None:
+            ends = self.lengths.cumsum().tolist()
+            self._bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        return self._bounds
+
+    @property
+    def cumulative(self) -> torch.Tensor:
+        """Where rows begin and the last one ends, int32 [B + 1] on the device."""
+        if self._cumulative is None:
+            starts_and_end = np.concatenate([[0], self.lengths.cumsum()]).astype(np.int32)
+            self._cumulative = to_device(starts_and_end, self.device)
+        return self._cumulative
+
+    @property
+    def grids(self) -> Grids:
+        """The rows side by side."""
+        if self._grids is None:
+            self._grids = Grids.of_lengths(self.lengths, self.device)
+        return self._grids
 
 
 def register_packed_attention() -> None:
@@ -53,12 +82,12 @@ def forward_packed(
     device = next(model.parameters()).device
     positions = rows.position_ids(offset=position_offset, pad_token_id=pad_token_id)
     inputs: dict[str, Any] = {
-        "input_ids": torch.as_tensor(rows.token_ids.astype("int64"), device=device)[None],
-        "position_ids": torch.as_tensor(positions, device=device)[None],
-        "packed_segments": Segments.of_rows(rows, device),
+        "input_ids": to_device(rows.token_ids, device).long()[None],
+        "position_ids": to_device(positions, device)[None],
+        "packed_segments": Segments(rows.lengths, device),
     }
     if rows.type_ids is not None:
-        inputs["token_type_ids"] = torch.as_tensor(rows.type_ids.astype("int64"), device=device)[None]
+        inputs["token_type_ids"] = to_device(rows.type_ids, device).long()[None]
     if layer != -1:
         inputs["output_hidden_states"] = True
     output = model(**inputs)
@@ -66,8 +95,7 @@ def forward_packed(
     pooler = getattr(model, "pooler", None)
     if pooler is None or layer != -1:
         return States(hidden, num_padding=0)
-    starts = torch.as_tensor(rows.starts, device=device)
-    return States(hidden, num_padding=0, pooled=lambda: _pool(model, hidden[starts]))
+    return States(hidden, num_padding=0, pooled=lambda: _pool(model, hidden[to_device(rows.starts, device)]))
 
 
 def packed_attention(
@@ -94,9 +122,29 @@ def packed_attention(
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"packed attention does not know {name}")
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
-    if query.is_cuda and query.dtype in _VARLEN_DTYPES:
+    if query.is_cuda and _takes_varlen(query):
         return _attend_varlen(query, key, value, packed_segments, scaling, sliding_window, causal=causal), None
+    if query.is_cuda:
+        grids = packed_segments.grids
+        return grids.attend(query, key, value, scaling=scaling, window=sliding_window, causal=causal), None
     return _attend_each(query, key, value, packed_segments, scaling, sliding_window, causal=causal), None
+
+
+def _takes_varlen(query: torch.Tensor) -> bool:
+    """Whether the flash-attention kernel takes such a query; what it does not take goes through grids."""
+    width = query.shape[-1]
+    return (
+        query.dtype in _VARLEN_DTYPES
+        and width <= _VARLEN_MAX_WIDTH
+        and width % _VARLEN_WIDTH_STEP == 0
+        and _capability(query.device) >= _VARLEN_CAPABILITY
+    )
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    """The major compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _attend_each(
@@ -109,7 +157,7 @@ def _attend_each(
     *,
     causal: bool,
 ) -> torch.Tensor:
-    """One SDPA call a row: the way on a CPU, and on CUDA in float32."""
+    """One SDPA call a row: the way on a CPU, where a call costs next to nothing."""
     _, num_heads, num_tokens, _ = query.shape
     is_grouped = key.shape[1] != num_heads
     out = query.new_empty((1, num_tokens, num_heads, value.shape[-1]))
@@ -142,17 +190,18 @@ def _attend_varlen(
 ) -> torch.Tensor:
     """CUDA only, bfloat16 and float16: all rows in one flash-attention call over variable lengths."""
     left = -1 if window is None else window - 1
-    attended = varlen_attn(
+    max_length = int(segments.lengths.max())
+    attended = _ATTEND_VARLEN(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         segments.cumulative,
         segments.cumulative,
-        segments.max_length,
-        segments.max_length,
+        max_length,
+        max_length,
         scale=scaling,
         window_size=(left, 0 if causal else left),
-        enable_gqa=key.shape[1] != query.shape[1],
+        **(_SAYS_GROUPED if key.shape[1] != query.shape[1] else {}),
     )
     assert isinstance(attended, torch.Tensor)
     return attended[None]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from workers.device.host_copies import to_device
 from workers.device.rows import Rows
 from workers.device.states import States
 
@@ -27,7 +28,7 @@ class Grid:
         num_rows, width = len(rows.lengths), int(rows.lengths.max())
         is_real = np.arange(width) < rows.lengths[:, None]
         num_padding = num_rows * width - len(rows.token_ids)
-        return cls(is_real, torch.as_tensor(is_real, device=device), num_padding)
+        return cls(is_real, to_device(is_real, device), num_padding)
 
     def inputs(self, rows: Rows, pad_token_id: int) -> dict[str, Any]:
         """What a model is called with; rows of equal length, or one alone, go through without a mask."""
@@ -41,7 +42,8 @@ class Grid:
 
     def flatten(self, values: torch.Tensor) -> torch.Tensor:
         """From [B, L, X] to [T, X]: rows end to end, padding taken out."""
-        return values[self.mask] if self.num_padding else values.flatten(0, 1)
+        slots = values.flatten(0, 1)
+        return slots[to_device(np.flatnonzero(self.is_real), slots.device)] if self.num_padding else slots
 
 
 def forward_padded(model: torch.nn.Module, rows: Rows, *, layer: int, pad_token_id: int) -> States:
@@ -67,4 +69,4 @@ def fill(
     """Int64 grid [B, L] on `device`: the numbers [T] in their places, `padding` elsewhere."""
     grid = np.full(is_real.shape, padding, dtype=np.int64)
     grid[is_real] = numbers
-    return torch.as_tensor(grid, device=device)
+    return to_device(grid, device)

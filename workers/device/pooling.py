@@ -13,6 +13,7 @@ import torch
 
 from ondol.contract.errors import ModelCannot
 from ondol.contract.model_spec import PoolingMode
+from workers.device.host_copies import to_device
 from workers.device.rows import LongArray, Rows
 from workers.device.states import States
 
@@ -50,7 +51,7 @@ class _PooledTokens:
         if self.rows.skip is None:
             return self.states.hidden.float()
         is_kept = self.rows.offsets >= np.repeat(self.skip, self.rows.lengths)
-        return self.states.hidden[torch.as_tensor(is_kept, device=self.states.hidden.device)].float()
+        return self.states.hidden[self.on_device(np.flatnonzero(is_kept))].float()
 
     @cached_property
     def total(self) -> torch.Tensor:
@@ -73,7 +74,7 @@ class _PooledTokens:
 
     def on_device(self, numbers: LongArray) -> torch.Tensor:
         """`numbers` where the states are."""
-        return torch.as_tensor(numbers, device=self.states.hidden.device)
+        return to_device(numbers, self.states.hidden.device)
 
 
 def _mean(tokens: _PooledTokens) -> torch.Tensor:

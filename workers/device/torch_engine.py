@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import structlog
 import torch
 
-from ondol.contract.errors import DeviceError, OutOfDeviceMemory
+from ondol.contract.errors import DeviceError, DeviceLost, OndolError, OutOfDeviceMemory
 from workers.device.checks import Plan, check_rows, plan_run
-from workers.device.device_errors import release_batch_memory, release_model_memory
-from workers.device.device_kinds import device_kind, native_dtypes
+from workers.device.device_errors import let_go_of_locals, release_batch_memory, release_model_memory
+from workers.device.device_kinds import avoid_slow_kernels, device_kind, native_dtypes
 from workers.device.encoding import Encoded, encode, encode_singly
 from workers.device.engine import (
     OPENVINO,
@@ -38,12 +39,17 @@ from workers.device.warm_pool import WarmPool
 from workers.device.warming import Budgets, count_embeddings, embedding_plan, plain_plan
 
 if TYPE_CHECKING:
+    from ondol.contract.model_spec import ModelSpec
     from workers.device.openvino_switch import OpenVinoSwitch
 
 _REFERENCE_DTYPE = "float32"
-_CANDIDATE_DTYPE = "bfloat16"
+_CANDIDATE_DTYPES = ("bfloat16", "float16")
+"""What `auto` tries, in this order. The second has more digits and less room: large values end in no number."""
+_NARROW_DTYPE = "float16"
 
 log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class TorchEngine:
         measures_budget: bool = False,
         switch: OpenVinoSwitch | None = None,
     ) -> None:
+        avoid_slow_kernels(device)
         self._device = device
         self._switch = switch
         self._pool: WarmPool[LoadedModel] = WarmPool(memory_bytes)
@@ -108,16 +115,18 @@ class TorchEngine:
             self._switch.ran(loaded.handle, forward_s, pad_token_id=loaded.spec.pad_token_id)
         if not run.pieces:
             raise OutOfDeviceMemory(run.errors[0].message)
+        vectors = _put_together(run, rows, plan)
+        overflown = _overflown(vectors, rows, plan) if request.model.dtype == _NARROW_DTYPE else {}
         return RunResult(
             key=request.model.key,
-            vectors=_put_together(run, rows, plan),
+            vectors=vectors,
             load_s=load_s,
             forward_s=forward_s,
             num_padding=sum(piece.num_padding for _, _, piece in run.pieces),
             num_halvings=run.num_halvings,
             max_batch_tokens=max_batch_tokens,
             evicted=self._report_evicted(),
-            row_errors=run.errors,
+            row_errors=overflown | run.errors,
             engine=run.pieces[0][2].engine,
             is_packed=loaded.wants_packed,
             switched=switched,
@@ -127,12 +136,13 @@ class TorchEngine:
         """The dtype for `auto`, by the built-in sentences; models are loaded for it and let go again."""
         reference = self._fidelity_sample(replace(request.model, dtype=_REFERENCE_DTYPE))
         fidelity = {_REFERENCE_DTYPE: reference.compared(reference)}
-        dtype = _REFERENCE_DTYPE
-        if _CANDIDATE_DTYPE in native_dtypes(self._device):
-            candidate = self._fidelity_sample(replace(request.model, dtype=_CANDIDATE_DTYPE))
-            fidelity[_CANDIDATE_DTYPE] = candidate.compared(reference)
-            dtype = _choose(fidelity[_CANDIDATE_DTYPE])
-        return ProbeResult(device_kind(self._device), dtype, fidelity, reference.is_packed)
+        for dtype in _CANDIDATE_DTYPES:
+            if dtype not in native_dtypes(self._device):
+                continue
+            fidelity[dtype] = self._fidelity_sample(replace(request.model, dtype=dtype)).compared(reference)
+            if is_faithful(fidelity[dtype]):
+                return ProbeResult(device_kind(self._device), dtype, fidelity, reference.is_packed)
+        return ProbeResult(device_kind(self._device), _REFERENCE_DTYPE, fidelity, reference.is_packed)
 
     def unload(self, request: UnloadRequest) -> None:
         """Let the model go; unknown keys are no error."""
@@ -150,10 +160,7 @@ class TorchEngine:
         started = time.perf_counter()
         spec = read_spec(handle)
         self._make_room(handle)
-        loaded = load_model(handle, spec, self._device)
-        evicted = self._pool.add(handle.key, loaded, size_bytes=loaded.size_bytes, is_pinned=is_pinned, ref=handle.ref)
-        self._forget(evicted)
-        self._budgets.warm_up(loaded)
+        loaded = self._evicting(lambda: self._load_warm(handle, spec, is_pinned=is_pinned))
         if self._switch is not None and spec.task not in HEAD_TASKS:
             self._switch.loaded(handle, pad_token_id=spec.pad_token_id)
         load_s = time.perf_counter() - started
@@ -161,6 +168,38 @@ class TorchEngine:
             "model.loaded", key=handle.key, load_s=load_s, size_bytes=loaded.size_bytes, why_padded=loaded.why_padded
         )
         return loaded, load_s
+
+    def _load_warm(self, handle: ModelHandle, spec: ModelSpec, *, is_pinned: bool) -> LoadedModel:
+        """Load the model, take it into the pool and run it once; one that cannot be run is not left there."""
+        loaded = load_model(handle, spec, self._device)
+        size_bytes = loaded.size_bytes
+        self._forget(self._pool.add(handle.key, loaded, size_bytes=size_bytes, is_pinned=is_pinned, ref=handle.ref))
+        try:
+            self._budgets.warm_up(loaded)
+        except DeviceLost:
+            raise  # the process ends with it
+        except BaseException:
+            self._pool.remove(handle.key)
+            self._left(handle.key)
+            raise
+        return loaded
+
+    def _evicting(self, load: Callable[[], _T]) -> _T:
+        """What `load` gives. Out of memory, the model that was used longest ago goes, and it is tried again.
+
+        The pool's limit is a guess at what the device can hold beside batches and other processes.
+        """
+        while True:
+            try:
+                return load()
+            except OutOfDeviceMemory as exc:
+                let_go_of_locals(exc)
+                evicted = self._pool.evict_oldest()
+                if evicted is None:
+                    release_model_memory(self._device)
+                    raise
+                log.warning("model.evicted", key=evicted, reason="the device ran out of memory under its pool's limit")
+            self._forget((evicted,))
 
     def _switch_over(self, loaded: LoadedModel) -> Switched | None:
         """Let the converted model take over if one is ready and fits into the pool."""
@@ -215,7 +254,7 @@ class TorchEngine:
         spec = read_spec(handle)
         rows = fidelity_rows(handle.path, spec, ref=handle.ref)
         self._make_room(handle)
-        loaded = load_model(handle, spec, self._device)
+        loaded = self._evicting(lambda: load_model(handle, spec, self._device))
         vectors = encode_singly(loaded, rows, embedding_plan(spec))
         logits = None
         if loaded.head is not None:
@@ -226,8 +265,15 @@ class TorchEngine:
         return _Sample(vectors, logits, is_packed)
 
 
-def _choose(candidate: Fidelity) -> str:
-    return _CANDIDATE_DTYPE if is_faithful(candidate) else _REFERENCE_DTYPE
+def _overflown(vectors: FloatArray, rows: Rows, plan: Plan) -> dict[int, OndolError]:
+    """An error for each row with a value that is not a number, which is then zero."""
+    is_bad = ~np.isfinite(vectors).all(axis=1)
+    if not is_bad.any():
+        return {}
+    vectors[is_bad] = 0.0
+    of_row = np.repeat(np.arange(len(rows.lengths)), rows.lengths if plan.gives_tokens else 1)
+    message = f"the answer is no number in {_NARROW_DTYPE}: values grew too large; ask for dtype bfloat16 or float32"
+    return {int(row): DeviceError(message) for row in np.unique(of_row[is_bad])}
 
 
 def _put_together(run: HalvedRun[Encoded], rows: Rows, plan: Plan) -> FloatArray:

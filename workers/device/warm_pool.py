@@ -87,6 +87,13 @@ class WarmPool(Generic[Model]):
         self._entries[key] = _Entry(entry.model, size_bytes, entry.is_pinned)
         return evicted
 
+    def evict_oldest(self) -> str | None:
+        """Let the least recently used model go that is not pinned; its key, None if there is none."""
+        key = next((key for key, entry in self._entries.items() if not entry.is_pinned), None)
+        if key is not None:
+            del self._entries[key]
+        return key
+
     def remove(self, key: str) -> bool:
         """Let a model go, pinned or not; whether it was there."""
         return self._entries.pop(key, None) is not None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from ondol.contract.cutting import MAX_JOB_SIZE
 from ondol.contract.errors import InvalidPayload, OndolError
 from ondol.contract.jobs import Pair
 from workers.sharding.plan import INDEX_FILE, MAX_SHARD_BYTES, PAYLOADS_FILE, CutPlan, CutReport, CutShard
@@ -81,7 +82,7 @@ class ShardCutter:
         self._index.close()
 
     def add(self, group: Sequence[PlannedInput]) -> None:
-        """The next inputs, which stay in one shard. InvalidPayload when there are too many shards."""
+        """The next inputs, which stay in one shard. InvalidPayload when there are too many shards, inputs or tokens."""
         values = [None if one.value is None else _encode(one.value).encode() for one in group]
         num_tokens = sum(one.num_tokens for one in group)
         num_bytes = sum(len(value) for value in values if value is not None)
@@ -134,6 +135,9 @@ class ShardCutter:
     def _close_shard(self) -> None:
         if self._num_shards == MAX_SHARDS:
             message = f"{self._plan.filename} needs more than {MAX_SHARDS:,} shards; split it into several files"
+            raise InvalidPayload(message, param="input_file")
+        if max(self._num_inputs + len(self._shard.values), self._num_tokens + self._shard.num_tokens) > MAX_JOB_SIZE:
+            message = f"{self._plan.filename} has more than {MAX_JOB_SIZE:,} inputs or estimated tokens; split the file"
             raise InvalidPayload(message, param="input_file")
         shard, self._shard = self._shard, _OpenShard()
         payload = shard.payload(has_ids=self._has_ids)

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import structlog
 
-from workers.child_environment import child_environment
+from workers.child_environment import device_environment
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class ChildProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(writing, *keep_fds),
-                env=_environment(threads, device),
+                env=trainer_environment(threads, device),
                 process_group=0,
             )
         except BaseException:
@@ -167,9 +167,14 @@ def training_command(plan: Path, events_fd: int) -> Sequence[str]:
     return (*module, "--plan", str(plan), "--events-fd", str(events_fd), "--parent-pid", str(os.getpid()))
 
 
-def _environment(threads: int, device: str) -> dict[str, str]:
-    """What the child needs, and nothing else: no passwords, no network."""
-    return child_environment("HOME") | {
+def trainer_environment(threads: int, device: str) -> dict[str, str]:
+    """What the child needs, and nothing else: no passwords, no network.
+
+    It sees the GPUs, in the order, that a device process of this host sees, and takes its own of them when it pins
+    itself: `cuda:0` is the same GPU for training and serving.
+    """
+    hidden = {} if device.startswith("cuda:") else {"CUDA_VISIBLE_DEVICES": ""}
+    return device_environment() | {
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
@@ -179,7 +184,7 @@ def _environment(threads: int, device: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "CUDA_VISIBLE_DEVICES": device.partition(":")[2] if device.startswith("cuda:") else "",
+        **hidden,
     }
 
 

@@ -19,6 +19,7 @@ from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
 from models_store.store import ModelStore
 from ondol.broker.celery_app import queue_name
+from ondol.broker.dead_letters import DeadLetters
 from ondol.broker.lying import QueueLook
 from ondol.broker.publisher import Publisher as MessagePublisher
 from ondol.broker.wake import StrikeListener, WakeBus
@@ -38,6 +39,7 @@ from workers.hearing import Hearing
 from workers.memory import resident_bytes
 from workers.own_cores import keep_to_cores
 from workers.session import SessionKeeper, WorkerIdentity
+from workers.stopping import StopRequest
 from workers.training.node import NodeDeps, NodeLimits, handle_training
 from workers.training.publishing import Publisher
 from workers.training.struck import StruckJobs
@@ -54,8 +56,9 @@ _HARD_EXIT_SLACK_S = 15.0
 class TrainerProcess:
     """Builds every part of a trainer node, starts it, and takes it down in order."""
 
-    def __init__(self, settings: TrainerSettings) -> None:
+    def __init__(self, settings: TrainerSettings, stop: StopRequest) -> None:
         self._settings = settings
+        self._stop = stop
         self._stopping = threading.Event()
         slug = settings.device.replace(":", "")
         self.name = f"train-{slug}@{socket.gethostname()}"
@@ -67,6 +70,8 @@ class TrainerProcess:
         self._database = Database(settings.resolved_database_url())
         self._wake = WakeBus(redis_url)
         self._metrics = TrainerMetrics()
+        self._metrics.clock.watch(lambda: self._database.clock.ahead_s)
+        self._letters = DeadLetters(redis_url, by=self.name, count=self._metrics.letters.put_aside)
         self._ringer = Ringer(
             self._database, MessagePublisher(redis_url), window_limits(settings), metrics=self._metrics.ring
         )
@@ -124,6 +129,8 @@ class TrainerProcess:
             handle=lambda message_id: handle_training(message_id, deps),
             begin_to_stop=self._begin_to_stop,
             hearing=self._hearing,
+            letters=self._letters,
+            stop=self._stop,
         )
 
     def _deps(self) -> NodeDeps:
@@ -166,6 +173,7 @@ class TrainerProcess:
         self._strikes.stop()
         self._session.end(reason="stopped")
         self._ringer.close()
+        self._letters.close()
         self._wake.close()
         self._database.close()
         os.close(self._lock_fd)
@@ -213,11 +221,12 @@ class TrainerProcess:
 
 def main() -> int:
     """Run until SIGTERM or SIGINT."""
+    stop = StopRequest.listen()
     settings = load_settings(TrainerSettings)
     slug = settings.device.replace(":", "")
     configure_logging(settings.log_level, settings.log_format, process=f"trainer-{slug}")
     try:
-        return TrainerProcess(settings).run()
+        return TrainerProcess(settings, stop).run()
     except OndolError as exc:
         sys.stderr.write(f"trainer: {exc.message}\n")
         return 1

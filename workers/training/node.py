@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from ondol.control.ringer import Ringer
 from ondol.logs import log_context
 from ondol.metrics.roles import TrainerMetrics
 from ondol.sql.database import Database
+from ondol.sql.models import Published
 from ondol.sql.records import CheckpointRecord, ClaimedTraining, Failure
 from ondol.sql.unit_of_work import UnitOfWork
 from workers.claims import Claims
@@ -225,8 +227,7 @@ def _conclude(job: ClaimedTraining, plan: TrainPlan, ended: Ended, timings: dict
         overhead = ended.event.get("overhead") or {}
         timings |= {f"child_{name}": round(float(value), 3) for name, value in overhead.items()}
         trained = Trained(ended.event, plan, job.resolved.get("alias_seen"), timings)
-        manifest = deps.publisher.store_files(trained)
-        published = _until_written(lambda: deps.publisher.record(job, trained, manifest), deps)
+        published = _publish(job, trained, deps)
         _count(job, "succeeded", None if published is None else True, deps)
     elif ended.how is Ending.HANDED_BACK:
         _hand_back(job, deps)
@@ -235,10 +236,16 @@ def _conclude(job: ClaimedTraining, plan: TrainPlan, ended: Ended, timings: dict
         _count(job, "paused", is_paused, deps)
     elif ended.how is Ending.DIED:
         error = {"code": "worker_lost", "message": ended.reason, "param": None}
-        log.warning("trainer.lost", reason=ended.reason)
+        log.warning("trainer.lost", code=error["code"], is_stalled=ended.is_stalled)  # its last lines may quote texts
         _count(job, "lost", _persist(lambda uow: _lose(uow, job, error, ended.is_stalled, deps), deps), deps)
     else:
         _count(job, "", False, deps)
+
+
+def _publish(job: ClaimedTraining, trained: Trained, deps: NodeDeps) -> Published | None:
+    """None: the node had to stop while SQL was away."""
+    manifest = _until_written(lambda: deps.publisher.store_files(trained), deps)
+    return None if manifest is None else _until_written(partial(deps.publisher.record, job, trained, manifest), deps)
 
 
 def _lose(uow: UnitOfWork, job: ClaimedTraining, error: dict[str, Any], is_stalled: bool, deps: NodeDeps) -> bool:
@@ -339,7 +346,7 @@ def _hand_back(job: ClaimedTraining, deps: NodeDeps) -> None:
 
 def _fail(job: ClaimedTraining, error: OndolError, deps: NodeDeps) -> None:
     """The attempt failed; a retryable error queues the job again, with a pause that doubles."""
-    log.warning("attempt.failed", code=error.code, reason=error.message)
+    log.warning("attempt.failed", code=error.code, param=error.param)  # the message may quote what a file says
 
     backoff_s = _FIRST_BACKOFF_S * 2 ** min(job.attempt - 1, _MAX_DOUBLINGS)
     max_retries, details = deps.limits.max_attempts - 1, error.as_dict()

@@ -45,8 +45,12 @@ class Publisher:
         self._worker = worker
 
     def store_files(self, trained: Trained) -> Manifest:
-        """Copy the version's files into the store; they are found by nobody yet."""
-        return self._store.publish_folder(_folder_of(trained), trained.plan.options.output_name)
+        """Copy the version's files into the store; they are found by nobody yet. DatabaseUnavailable."""
+        return self._store.publish_folder(
+            _folder_of(trained),
+            trained.plan.options.output_name,
+            intend=lambda digest: self._database.write(lambda uow: uow.models.intend(digest)),
+        )
 
     def record(self, job: ClaimedTraining, trained: Trained, manifest: Manifest) -> Published:
         """Version, alias, dtype and result, or nothing: StaleAttempt if the job has moved on, DatabaseUnavailable."""
@@ -56,6 +60,11 @@ class Publisher:
 
     def _write(self, uow: UnitOfWork, job: ClaimedTraining, trained: Trained, manifest: Manifest) -> Published:
         options, event = trained.plan.options, trained.event
+        uow.after_commit(lambda: self._wake.wake([job.id]))
+        uow.after_commit(self._wake.alias_moved)
+        before = uow.models.published_by(job.id, job.attempt, alias=options.alias)
+        if before is not None:  # by a commit whose answer was lost
+            return before
         spec_bytes = (_folder_of(trained) / SPEC_FILE).read_bytes()
         spec = parse_model_spec(spec_bytes, ref=options.output_name)
         published = uow.models.publish(
@@ -98,8 +107,6 @@ class Publisher:
             uow.events.append(job.id, attempt=job.attempt, type="message", data={"message": message, "level": "warn"})
         if not uow.attempts.complete([completion(job, result, trained.timings)], worker=self._worker):
             raise StaleAttempt(f"fine-tune {job.id} was overtaken; nothing is published")
-        uow.after_commit(lambda: self._wake.wake([job.id]))
-        uow.after_commit(self._wake.alias_moved)
         return published
 
 

@@ -36,8 +36,8 @@ class Reporter:
         self._wake = wake
         self._job = job
         self._waiting: deque[Write] = deque()
-        self._tried: tuple[int, int] | None = None
-        """How many of what waits was tried, and the job's last event if that try was committed after all."""
+        self._tried: list[tuple[int, int]] = []
+        """Of each try of what waits: how much was tried, and the job's last event if it was committed after all."""
         self._last_seq = 0
         self._retry_at = 0.0
         self._num_lines = 0
@@ -84,25 +84,25 @@ class Reporter:
             self._retry_at = time.monotonic() + _RETRY_S
             return
         self._waiting.clear()
-        self._tried = None
+        self._tried.clear()
         if not is_current:
             raise StaleAttempt(f"attempt {self._job.attempt} at {self._job.id} is no longer current")
         self._wake.wake([self._job.id])
 
     def _write_all(self, uow: UnitOfWork, batch: list[Write]) -> bool:
-        """Write the batch but for what a commit whose answer was lost has written: no event is told twice.
+        """Write the batch but for what commits whose answers were lost have written: no event is told twice.
 
-        While the attempt is current nobody else adds events to the job, so its last event's number tells.
+        While the attempt is current nobody else adds events to the job, so its last event's number tells which were.
         """
         num_written = 0
-        if self._tried is not None:
+        if self._tried:
             state = uow.jobs.states_of([self._job.id]).get(self._job.id)
-            if state is not None and state[1] >= self._tried[1]:
-                num_written = self._tried[0]
+            if state is not None:
+                num_written = max((num for num, seq in self._tried if state[1] >= seq), default=0)
         self._last_seq = 0
         is_current = all(work(uow) for work in batch[num_written:])
         if self._last_seq:
-            self._tried = (len(batch), self._last_seq)
+            self._tried.append((len(batch), self._last_seq))
         return is_current
 
     def _append(self, type: str, data: dict[str, Any]) -> None:

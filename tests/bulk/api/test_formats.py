@@ -153,6 +153,21 @@ def test_one_vector_a_token_is_a_list_of_lists() -> None:
     assert table.column("special_tokens").to_pylist()[2] == [0, 2]
 
 
+@pytest.mark.parametrize("is_failed_first", [True, False])
+def test_a_shard_whose_inputs_all_failed_fits_beside_vectors_by_token(is_failed_first: bool) -> None:
+    by_token: dict[str, Any] = {"shape": None, "dimensions": WIDTH}
+    rows = np.arange(3 * WIDTH, dtype="<f4").reshape(3, WIDTH)
+    done = StoredVectors.read(summary(2, lengths=[2, 1], special_tokens=[[0], []], **by_token), rows.tobytes())
+    too_long = {"0": ERROR, "1": ERROR}
+    failed = StoredVectors.read(summary(2, lengths=[0, 0], special_tokens=[[], []], errors=too_long, **by_token), b"")
+    shards = [failed, done] if is_failed_first else [done, failed]
+    parts = [ResultPart(2 * i, 2, stored) for i, stored in enumerate(shards)]
+    table = pq.read_table(io.BytesIO(written(PARQUET, parts, facts(parts, has_ids=False))))
+    items = orjson.loads(written(JSON, parts, facts(parts, has_ids=False)))["data"]
+    assert table.column("embedding").to_pylist() == [item.get("output") for item in items]
+    assert [error is None for error in table.column("error").to_pylist()] == ["error" not in item for item in items]
+
+
 def test_labels_and_scores_are_lists_best_first() -> None:
     scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]], dtype=np.float32)
     about = summary(2, shape=[2, 3], labels=["sad", "calm", "glad"], top_k=2, threshold=0.6, errors={"1": ERROR})

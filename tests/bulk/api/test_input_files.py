@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from ondol.contract.ids import new_id
+from ondol.sql.backlog import count_backlog
 from ondol.sql.tables import files
 from tests.bulk.api.shard_runner import ShardRunner
 from tests.http.api_process import MOODS, SPEC, ApiProcess, Member, job_body
@@ -51,10 +52,10 @@ def test_a_file_of_any_purpose_is_taken_and_its_job_goes_as_bulk(member: Member,
 
 
 def test_what_waits_is_counted_by_the_size_of_the_file(member: Member, runner: ShardRunner) -> None:
-    before = member.api.database.read(lambda uow: uow.jobs.backlog())[1]
     submit(member, upload(member))
-    after = member.api.database.read(lambda uow: uow.jobs.backlog())[1]
-    assert after - before == int(len(CSV) * SPEC.tokens_per_byte)
+    counted = member.api.database.read(lambda uow: count_backlog(uow, window_s=1.0, since=None))
+    [waiting] = [amount for (project_id, _), amount in counted.queued.items() if project_id == member.project_id]
+    assert waiting.num_tokens == int(len(CSV) * SPEC.tokens_per_byte)
 
 
 def test_a_file_that_is_not_there_is_the_requests_mistake(member: Member, bulk_api: ApiProcess) -> None:

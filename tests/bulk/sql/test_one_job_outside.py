@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from ondol.contract.errors import IllegalTransition, JobNotFound
 from ondol.contract.states import JobState, Priority
+from ondol.sql.backlog import Amount, count_backlog
 from ondol.sql.database import Database
 from ondol.sql.measures import take_measures
 from ondol.sql.tables import attempts, events, job_inputs, jobs, results
@@ -116,7 +117,8 @@ def test_nobody_outside_sees_a_shard(database: Database) -> None:
 def test_a_sharded_job_counts_as_one_and_its_shards_weigh_what_they_weigh(database: Database) -> None:
     job = submit_sharded(database, [3, 2, 1])
     [plain] = submit(database, 1, priority=Priority.BULK)
-    assert database.read(lambda uow: uow.jobs.backlog()) == (2, 3 * SHARD_TOKENS + 8)
+    queued = database.read(lambda uow: count_backlog(uow, window_s=1.0, since=0.0)).queued.values()
+    assert sum(queued, Amount()) == Amount(2, 3 * SHARD_TOKENS + 8)
     assert database.read(lambda uow: uow.jobs.queue_position(job)) == 0
     assert database.read(lambda uow: uow.jobs.queue_position(plain)) == 1
     measures = database.read(take_measures)
@@ -127,9 +129,10 @@ def test_a_sharded_job_counts_as_one_and_its_shards_weigh_what_they_weigh(databa
     measures = database.read(take_measures)
     assert (measures.num_queued["bulk"], measures.num_running["embedding"]) == (2, 1)
     complete(database, claimed)
-    assert database.read(lambda uow: uow.jobs.num_finished_since(0.0)) == 0
+    assert database.read(lambda uow: count_backlog(uow, window_s=1.0, since=0.0)).ended == {}
     complete(database, claim(database, ids[2:], claimed_by(database), "cpu0@test"))
-    assert database.read(lambda uow: uow.jobs.num_finished_since(0.0)) == 1
+    ended = database.read(lambda uow: count_backlog(uow, window_s=1.0, since=0.0)).ended
+    assert ended == {job.project_id: Amount(1, 0)}, "its tokens left with its shards"
 
 
 def claimed_by(database: Database) -> str:

@@ -133,6 +133,16 @@ def test_no_more_shards_than_ids_have_room_for(cut: Cut, monkeypatch: pytest.Mon
     assert "more than 3 shards" in refusal(cut, "t.csv", csv_of("text", ["a"] * 4), max_inputs=1).message
 
 
+@pytest.mark.parametrize(("num_rows", "text"), [(12, "a"), (1, "a" * 40)])
+def test_no_more_inputs_or_tokens_than_a_job_has_room_for(
+    cut: Cut, monkeypatch: pytest.MonkeyPatch, num_rows: int, text: str
+) -> None:
+    monkeypatch.setattr("workers.sharding.cutter.MAX_JOB_SIZE", 33)
+    assert cut("t.csv", csv_of("text", ["a"] * 11), max_inputs=2).report.estimated_tokens == 33
+    error = refusal(cut, "t.csv", csv_of("text", [text] * num_rows), max_inputs=2)
+    assert error.message == "t.csv has more than 33 inputs or estimated tokens; split the file"
+
+
 BROKEN = [
     ("t.csv", "", "t.csv is empty; upload a file with rows"),
     ("t.csv", "text\n", "t.csv has no rows; add some"),

@@ -62,9 +62,6 @@ def _compose(plan: TrainPlan) -> torch.device:
     """Pin the process, import torch and give it its threads; the device."""
     cores = tuple(plan.cores) if plan.cores else tuple(sorted(os.sched_getaffinity(0)))
     device = plan.device
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if device.startswith("cuda") and visible and "," not in visible:
-        device = "cuda:0"  # one GPU is shown, by the supervisor or a container: it is that one
     pin(DeviceArguments(fd=-1, device=device, cores=cores, threads=plan.threads, memory_bytes=0, batch_tokens=0))
     # Of the libraries' warnings none is for the reader of a training log.
     warnings.simplefilter("ignore")
@@ -72,9 +69,14 @@ def _compose(plan: TrainPlan) -> torch.device:
 
     torch.set_num_threads(plan.threads)
     torch.set_num_interop_threads(1)
-    if device.startswith("cuda"):
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda", 0) if device.startswith("cuda") else torch.device("cpu")
+    if not device.startswith("cuda"):
+        return torch.device("cpu")
+    from workers.device.device_kinds import avoid_slow_kernels
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    shown = torch.device("cuda", 0)
+    avoid_slow_kernels(shown)
+    return shown
 
 
 if __name__ == "__main__":

@@ -5,16 +5,25 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from ondol.sql.index_building import NewIndex, build_indexes, replace_index
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-_WAITING = sa.text("state = 'queued' AND message_id IS NULL AND kind != 'fine-tune' AND NOT is_sharded")
+_WAITING = NewIndex(
+    "ix_jobs_waiting",
+    "jobs",
+    ("priority", "project_id", "run_after", "id"),
+    where="state = 'queued' AND message_id IS NULL AND kind != 'fine-tune' AND NOT is_sharded",
+    replaces=True,
+)
 
 
 def upgrade() -> None:
     """What the schema gains."""
+    build_indexes(_WAITING)
     op.add_column("projects", sa.Column("weight", sa.Double(), nullable=False, server_default="1"))
     op.add_column("projects", sa.Column("max_queued_jobs", sa.BigInteger(), nullable=True))
     op.add_column("projects", sa.Column("max_queued_tokens", sa.BigInteger(), nullable=True))
@@ -27,11 +36,4 @@ def upgrade() -> None:
         sa.Column("rung_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("project_id", "priority", name=op.f("pk_shares")),
     )
-    op.drop_index("ix_jobs_waiting", table_name="jobs")
-    op.create_index(
-        "ix_jobs_waiting",
-        "jobs",
-        ["priority", "project_id", "run_after", "id"],
-        postgresql_where=_WAITING,
-        sqlite_where=_WAITING,
-    )
+    replace_index(_WAITING)

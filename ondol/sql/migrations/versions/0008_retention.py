@@ -5,18 +5,24 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from ondol.sql.index_building import NewIndex, build_indexes
+
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-_EXPIRES = sa.text("expires_at IS NOT NULL")
-_OPEN_FINE_TUNE = sa.text("kind = 'fine-tune' AND finished_at IS NULL")
-_ENDED = sa.text("ended_at IS NOT NULL")
+_INDEXES = (
+    NewIndex("ix_files_created_at", "files", ("created_at",)),
+    NewIndex("ix_files_expires_at", "files", ("expires_at",), where="expires_at IS NOT NULL"),
+    NewIndex("ix_jobs_open_fine_tunes", "jobs", ("id",), where="kind = 'fine-tune' AND finished_at IS NULL"),
+    NewIndex("ix_sessions_ended_at", "sessions", ("ended_at",), where="ended_at IS NOT NULL"),
+)
 
 
 def upgrade() -> None:
     """What the schema gains."""
+    build_indexes(*_INDEXES)
     for part in ("inputs", "results", "events"):
         op.add_column("jobs", sa.Column(f"{part}_gone_at", sa.Double(), nullable=True))
     op.create_table(
@@ -40,10 +46,3 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("path", name=op.f("pk_store_garbage")),
     )
-    op.create_index("ix_files_created_at", "files", ["created_at"])
-    for name, table, columns, condition in (
-        ("ix_files_expires_at", "files", ["expires_at"], _EXPIRES),
-        ("ix_jobs_open_fine_tunes", "jobs", ["id"], _OPEN_FINE_TUNE),
-        ("ix_sessions_ended_at", "sessions", ["ended_at"], _ENDED),
-    ):
-        op.create_index(name, table, columns, postgresql_where=condition, sqlite_where=condition)
