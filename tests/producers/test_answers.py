@@ -11,7 +11,7 @@ from celery.exceptions import ChordError, NotRegistered
 from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState
 from ondol.sql.notices import NoticeRecord
-from ondol.sql.tables import results
+from ondol.sql.tables import jobs, results
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.http.peer_worker import PeerWorker, vector_of
 from tests.producers.conftest import API_URL
@@ -96,9 +96,12 @@ def test_an_unknown_task_is_not_registered(producer: Producer) -> None:
 
 
 def test_a_missed_deadline_is_a_timeout(shop: Shop, producer: Producer) -> None:
-    sent = producer.send(model=MODEL, input=["x"], not_before=4e9, deadline_s=5)
-    assert shop.job_of(sent.id).state is JobState.QUEUED
-    wait_until(lambda: shop.database.write(lambda uow: uow.jobs.expire_deadlines()), within_s=30, what="its deadline")
+    sent = producer.send(model=MODEL, input=["x"], not_before=4e9, deadline_s=600)
+    job = shop.job_of(sent.id)
+    assert job.state is JobState.QUEUED
+    passed = sa.update(jobs).where(jobs.c.id == job.id).values(deadline_at=1.0)
+    shop.database.write(lambda uow: uow.conn.execute(passed))
+    assert shop.database.write(lambda uow: uow.jobs.expire_deadlines()) == [job.id]
     assert type(producer.error_of(sent)) is TimeoutError
     too_late = producer.send(model=MODEL, input=["x"], deadline_s=1e-9)
     assert type(producer.error_of(too_late)) is TimeoutError and shop.find(too_late.id) is None
