@@ -30,6 +30,7 @@ JOB_TEXTS = 1_000
 NUM_PORTS = 4
 WORKER_PORT = 2
 """Its place among the ports of `ondol up` on one device."""
+REST_LIMIT_S = 60.0
 SETTLE_S = 1.0
 """Rates are taken from so long after a change of load."""
 
@@ -64,6 +65,16 @@ class Prober:
         batches = more("ondol_batch_seconds_count")
         batch_ms = more("ondol_batch_seconds_sum") / batches * 1e3 if batches else 0.0
         return Spell(tuple(call_ms), rows / took, batch_ms)
+
+    def wait_until_idle(self) -> None:
+        """Return when no batch has run for a while; RuntimeError if the device never comes to rest."""
+        end = time.monotonic() + REST_LIMIT_S
+        before = -1.0
+        while (now := scrape(self._metrics_url).get("ondol_batch_seconds_count", 0.0)) != before:
+            if time.monotonic() > end:
+                raise RuntimeError("the device did not come to rest after the backlog was cancelled")
+            before = now
+            threading.Event().wait(SETTLE_S)
 
     def _during(self, seconds: float, *, with_calls: bool) -> list[float]:
         end = time.monotonic() + seconds
@@ -101,6 +112,7 @@ def measure(parsed: argparse.Namespace, size: Size) -> Line:
             alone.append(prober.spell(spell_s, with_calls=False))
             beside.append(prober.spell(spell_s, with_calls=True))
             _drop_the_rest(jobs)
+            prober.wait_until_idle()
             line.settings["cpu_by_process_s"] = meter.stop().by_process
     _figures(line, idle, alone, beside)
     return line

@@ -21,6 +21,9 @@ from workers.twins import Twins, asked_by, may_share
 
 SORT_WINDOW_BUDGETS = 16
 MAX_OVERTAKING = 4
+CALL_FILL_PARTS = 4
+"""A batch that an interactive row leads is filled up with rows of other classes to this part of the budget only: calls
+wait for it, and a whole one took them as long again as the batch before it."""
 CALLS_RECENT_S = 1.0
 """While an interactive row has come so recently, batches of other classes are not sent ahead: the next one would have
 to wait for them too."""
@@ -136,7 +139,8 @@ class Batcher:
                 return Batch(key, [head], is_exclusive=True), False
             budget = self._budgets.get(key.model.key, self._max_batch_tokens)
             take = self._take_padded if key.model.key in self._padded else self._take
-            rows = take(lines, budget, is_aged=is_aged)
+            is_call = head.work.priority is Priority.INTERACTIVE
+            rows = take(lines, budget, is_aged=is_aged, fill=budget // CALL_FILL_PARTS if is_call else None)
             if rows:  # none: all of them were struck out a moment ago
                 self._num_overtaking = self._num_overtaking + 1 if _overtakes(head, heads) else 0
                 return Batch(key, rows, release="full" if any(lines.values()) else "drained"), False
@@ -197,7 +201,8 @@ class Batcher:
             heir.is_in_line = False
         return heir
 
-    def _take(self, lines: Lines, budget: int, *, is_aged: bool) -> list[Row]:
+    def _take(self, lines: Lines, budget: int, *, is_aged: bool, fill: int | None) -> list[Row]:
+        """Rows up to the budget; with `fill`, those of other classes than interactive up to so many tokens in all."""
         taken: list[Row] = []
         tokens = 0
         while found := self._clean(lines):
@@ -205,11 +210,12 @@ class Batcher:
             work = line[0].work
             if work.is_alone:
                 break
+            limit = budget if fill is None or work.priority is Priority.INTERACTIVE else fill
             # A work's rows stand together and start at one time: whether it is wanted is asked once for all of them.
             while line and (row := line[0]).work is work:
                 num_tokens = len(row.ids)
                 if not row.is_twin:
-                    if taken and tokens + num_tokens > budget:
+                    if taken and tokens + num_tokens > limit:
                         self._num_tokens -= tokens
                         return taken
                     taken.append(row)
@@ -218,9 +224,9 @@ class Batcher:
         self._num_tokens -= tokens
         return taken
 
-    def _take_padded(self, lines: Lines, budget: int, *, is_aged: bool) -> list[Row]:
+    def _take_padded(self, lines: Lines, budget: int, *, is_aged: bool, fill: int | None) -> list[Row]:
         """Rows of like length around the head: padded size within the budget, padding small."""
-        window = self._take(lines, budget * SORT_WINDOW_BUDGETS, is_aged=is_aged)
+        window = self._take(lines, budget * SORT_WINDOW_BUDGETS, is_aged=is_aged, fill=fill)
         if not window:
             return []
         by_length = sorted(window, key=_num_tokens)

@@ -96,12 +96,24 @@ def test_a_row_within_its_grace_has_no_claim_to_a_turn() -> None:
     assert [batch.rows[0].work.id for batch in _all(batcher)] == ["now"] * 9 + ["bulk"]
 
 
-def test_an_interactive_row_leads_a_batch_that_bulk_rows_fill() -> None:
-    batcher = _batcher(budget=30)
-    batcher.add([work_of([10] * 9, id="bulk", priority=Priority.BULK, age_s=60)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_call_leads_a_batch_that_bulk_rows_fill_to_a_part(*, padded: bool) -> None:
+    batcher = _batcher(padded=padded, budget=120)
+    batcher.add([work_of([10] * 20, id="bulk", priority=Priority.BULK, age_s=60)])
     batcher.add([work_of([10], id="now", priority=Priority.INTERACTIVE)])
     batch = _next(batcher)
-    assert batch is not None and [row.work.id for row in batch.rows] == ["now", "bulk", "bulk"]
+    assert batch is not None and sorted(row.work.id for row in batch.rows) == ["bulk", "bulk", "now"]
+    following = _next(batcher)
+    assert following is not None and len(following.rows) == 12
+
+
+def test_calls_themselves_fill_a_whole_batch() -> None:
+    batcher = _batcher(budget=120)
+    batcher.add([work_of([10] * 20, id="bulk", priority=Priority.BULK, age_s=60)])
+    batcher.add([work_of([10], id=f"call {i}", priority=Priority.INTERACTIVE) for i in range(20)])
+    batch = _next(batcher)
+    assert batch is not None and len(batch.rows) == 12
+    assert {row.work.priority for row in batch.rows} == {Priority.INTERACTIVE}
 
 
 def test_while_calls_come_bulk_is_not_sent_ahead() -> None:
