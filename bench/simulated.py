@@ -39,6 +39,10 @@ TIMINGS = {"queue_wait_s": 0.01, "load_s": 0.0, "tokenize_s": 0.0001, "forward_s
 LIMITS = WindowLimits()
 
 
+class _RehearsedError(Exception):
+    """Rolls a rehearsal back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Simulated:
     """One worker over a database: its name and session."""
@@ -74,6 +78,20 @@ class Simulated:
         """Results of all jobs of a message, and its end, as a handler records them."""
         uow.attempts.complete([completion_of(job) for job in claimed], worker=self.name)
         uow.ringing.finish(message_id)
+
+    def rehearse(self) -> None:
+        """Ring, claim and complete once and roll back: a process that lives long has its statements built."""
+
+        def run(uow: UnitOfWork) -> None:
+            for message in uow.ringing.choose(LIMITS):
+                if message.worker == self.name:
+                    claimed = uow.attempts.claim(message.id, session_id=self.session_id, worker=self.name)
+                    self.record(uow, message.id, claimed)
+                    break
+            raise _RehearsedError
+
+        with contextlib.suppress(_RehearsedError):
+            self.database.write(run)
 
     def ring(self) -> list[RungMessage]:
         """Fill the windows of all workers; what was rung."""
@@ -178,8 +196,11 @@ def _name(number: int) -> str:
 
 
 def _work(url: str, number: int, shared: Round, pipe: Connection) -> None:
-    """One worker process: say that the session is open, wait for the word, then run until no job is left."""
+    """One worker process: open a session, rehearse, then run until no job is left; it waits for the word between."""
     with simulated_worker(url, number) as worker:
+        pipe.send(None)
+        pipe.recv()
+        worker.rehearse()
         pipe.send(None)
         pipe.recv()
         began, cpu_before = time.time(), time.process_time()
@@ -200,9 +221,10 @@ def _round(url: str, num_workers: int, num_jobs: int) -> Figures:
         child.start()
         pipes.append(ours)
         children.append(child)
-    for pipe in pipes:
-        pipe.recv()  # its session is open
-    _tell(pipes)
+    for _ in ("its session is open", "it has rehearsed"):
+        for pipe in pipes:
+            pipe.recv()
+        _tell(pipes)
     answers = [pipe.recv() for pipe in pipes]
     _tell(pipes)
     for child in children:

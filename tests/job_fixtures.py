@@ -55,7 +55,9 @@ def submit(database: Database, num: int, *, priority: Priority = Priority.NORMAL
     return database.write(lambda uow: uow.jobs.add_all(jobs))
 
 
-def open_session(database: Database, worker: str = "cpu0@test", *, lease_s: float = LEASE_S) -> str:
+def open_session(
+    database: Database, worker: str = "cpu0@test", *, lease_s: float = LEASE_S, warm: Sequence[str] = ()
+) -> str:
     """A ready session of a worker."""
 
     session_id = database.write(
@@ -63,7 +65,7 @@ def open_session(database: Database, worker: str = "cpu0@test", *, lease_s: floa
             worker=worker, device="cpu:0", device_kind="cpu", host="test", pid=1, lease_s=lease_s
         )
     )
-    assert database.write(lambda uow: uow.sessions.renew(session_id, lease_s=lease_s, is_ready=True, warm=[]))
+    assert database.write(lambda uow: uow.sessions.renew(session_id, lease_s=lease_s, is_ready=True, warm=warm))
     return session_id
 
 

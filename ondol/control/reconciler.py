@@ -78,18 +78,20 @@ class Reconciler:
         """One round of repairs; False when another leads. DatabaseUnavailable if SQL is away."""
         asked_at = time.monotonic()
         try:
-            is_leader = self._database.write(self._lead)
+            late = self._database.write(self._expire)
         except DatabaseUnavailable:
             self._believe()
             raise
         self._believe_if_slow(asked_at)
+        is_leader = late is not None
         if is_leader != self._was_leader:
             log.info("reconciler.leads" if is_leader else "reconciler.follows", holder=self._holder)
             self._was_leader = is_leader
             self._metrics.leads.set(is_leader)
             self._metrics.letters.set(0)
-        if not is_leader:
+        if late is None:
             return False
+        self._wake.wake(late)
         found = self._redis_lost_its_data()
         has_lost_messages = found is True
         asked_at = time.monotonic()
@@ -149,6 +151,18 @@ class Reconciler:
     def _lead(self, uow: UnitOfWork) -> bool:
         return uow.leaders.lead(LEADER, holder=self._holder, lease_s=self._limits.leader_lease_s)
 
+    def _expire(self, uow: UnitOfWork) -> list[str] | None:
+        """Fail what is late; the jobs, or None where another leads.
+
+        In a transaction of its own: whoever claims locks a session and a message before their jobs, and the repairs
+        must not ask for those while they hold jobs.
+        """
+        if not self._lead(uow):
+            return None
+        late = uow.jobs.expire_deadlines()
+        _count_repair(uow, "deadline_exceeded", len(late))
+        return late
+
     def _repair(self, uow: UnitOfWork, *, has_lost_messages: bool, asked_at: float) -> list[str]:
         if not self._lead(uow):
             return []
@@ -161,8 +175,6 @@ class Reconciler:
             uow.after_commit(partial(self._count_lost, uow.jobs.kinds_of(taken)))
             log.warning("repair.session_lapsed", session_id=session_id, worker=worker, num_jobs=len(taken))
         moved += uow.attempts.take_back_forgotten()
-        late = uow.jobs.expire_deadlines()
-        moved += late
         if has_lost_messages:
             lost = uow.ringing.recall_unclaimed()
         else:
@@ -170,14 +182,11 @@ class Reconciler:
         orphans = uow.ringing.recall_orphans()
         for kind, num in (
             ("session_lapsed", len(lapsed)),
-            ("job_taken_back", len(moved) - len(late)),
-            ("deadline_exceeded", len(late)),
+            ("job_taken_back", len(moved)),
             ("redis_data_lost" if has_lost_messages else "message_lost", lost),
             ("message_orphaned", orphans),
         ):
-            uow.leaders.count_repairs(kind, num)
-            if num:
-                log.warning("repair.counted", repair=kind, num=num)
+            _count_repair(uow, kind, num)
         return moved
 
     def _count_lost(self, num_by_kind: Mapping[str, int]) -> None:
@@ -197,3 +206,9 @@ class Reconciler:
             self._redis.set(CANARY_KEY, self._holder)
         except (RedisError, OSError) as exc:
             log.warning("reconciler.canary_not_set", reason=str(exc)[:200])
+
+
+def _count_repair(uow: UnitOfWork, kind: str, num: int) -> None:
+    uow.leaders.count_repairs(kind, num)
+    if num:
+        log.warning("repair.counted", repair=kind, num=num)

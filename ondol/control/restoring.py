@@ -85,7 +85,8 @@ def _refuse_tables_of_others(url: str, *, force: bool) -> None:
             found = tables_of_others(conn)
     finally:
         engine.dispose()
-    may_stay = force and sqlite_path(url) is None and not (revision and migrate.is_of_newer_release(revision))
+    is_known = revision is None or revision in migrate.known()
+    may_stay = force and sqlite_path(url) is None and is_known and OURS.isdisjoint(found)
     if found and not may_stay:
         raise Conflict(
             f"the database holds tables that this release does not know ({', '.join(found)[:200]}): another"

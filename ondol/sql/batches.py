@@ -40,11 +40,13 @@ class BatchRepository:
     def without_files(self, *, limit: int) -> list[JobRecord]:
         """Batches of all projects that have ended, and whose results may be in no files since; the oldest first."""
         written_at = jobs.c.batch["written_at"].as_float()
+        # As an expression: SQLite would go through the primary key, all jobs that there ever were, for the order.
+        oldest_first = sa.func.coalesce(jobs.c.id, sa.literal_column("''"))
         query = (
             sa.select(jobs.c.id, jobs.c.project_id)
             .where(jobs.c.batch.is_not(sa.null()), jobs.c.is_sharded, jobs.c.finished_at.is_not(None))
             .where(sa.or_(written_at.is_(None), written_at <= jobs.c.finished_at))
-            .order_by(jobs.c.id)
+            .order_by(oldest_first)
             .limit(limit)
         )
         by_project: dict[str, list[str]] = {}

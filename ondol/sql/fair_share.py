@@ -37,10 +37,14 @@ _SHOWN = (*_COLUMNS, "run_after", "project_id")
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The heads of a class in the order of ringing, and what each project was given, if there is more than one."""
+    """The heads of a class in the order of ringing, and what each project was given, if there is more than one.
+
+    `num_behind`: about how many more wait behind them; 0 only if there is none.
+    """
 
     jobs: Sequence[Any]
     shares: Mapping[str, Share]
+    num_behind: int = 0
 
 
 class FairShare:
@@ -57,18 +61,25 @@ class FairShare:
         found = zip(Priority, row[::2], row[1::2], strict=True)
         return {priority: (first, last) for priority, first, last in found if first is not None}
 
-    def waiting(self, priority: Priority, ends: tuple[str, str], limit: int) -> Waiting:
-        """About `limit` jobs that may run: the head of the one project's line, or as many of each project's."""
+    def waiting(self, priority: Priority, ends: tuple[str, str], limit: int, *, count_up_to: int) -> Waiting:
+        """About `limit` jobs that may run: the head of the one project's line, or as many of each project's.
+
+        With what waits behind them, they are counted up to `count_up_to`.
+        """
         first, last = ends
-        if first == last:
-            return Waiting(self._line(priority, first, limit), {})
-        projects_of_class = self._projects(priority)
-        if not projects_of_class:
+        of_class = {} if first == last else self._projects(priority)
+        if first != last and not of_class:
             return Waiting((), {})
-        if len(projects_of_class) == 1:
-            return Waiting(self._line(priority, next(iter(projects_of_class)), limit), {})
-        each = max(_MIN_LOOK_EACH, limit // len(projects_of_class))
-        return Waiting(self._heads(priority, list(projects_of_class), each), projects_of_class)
+        if len(of_class) <= 1:
+            found, shown = self._line(priority, next(iter(of_class), first), limit), {}
+            has_more = len(found) >= limit
+        else:
+            each = max(_MIN_LOOK_EACH, limit // len(of_class))
+            found, shown = self._heads(priority, list(of_class), each), of_class
+            has_more = max(Counter(job.project_id for job in found).values(), default=0) >= each
+        num = self._num_waiting(priority, count_up_to) if has_more and count_up_to > len(found) else 0
+        num_behind = max(1, num - len(found)) if has_more else 0
+        return Waiting(found, shown, num_behind)
 
     def charge(self, priority: Priority, given: Mapping[str, Share], placed: Iterable[Placed]) -> None:
         """Write down what the projects were given by these messages, if more than one waited."""
@@ -108,6 +119,12 @@ class FairShare:
         }
         first = sorted(found, key=lambda project_id: (*found[project_id].turn, project_id))
         return {project_id: found[project_id] for project_id in first[:MAX_PROJECTS]}
+
+    def _num_waiting(self, priority: Priority, limit: int) -> int:
+        of_class = (IS_WAITING, jobs.c.priority == priority, jobs.c.run_after <= self._uow.now)
+        in_order = jobs.c.project_id, jobs.c.run_after, jobs.c.id  # of the index, or PostgreSQL reads the whole table
+        counted = sa.select(jobs.c.id).where(*of_class).order_by(*in_order).limit(limit).subquery()
+        return int(self._conn.execute(sa.select(sa.func.count()).select_from(counted)).scalar_one())
 
     def _line(self, priority: Priority, project_id: str, limit: int) -> list[Any]:
         """The head of a project's line, and behind each job with very many shards the next ones."""

@@ -2,7 +2,8 @@
 
 CREATE INDEX keeps writers out for as long as it takes, and after an ALTER TABLE in the same transaction readers too. So
 PostgreSQL builds CONCURRENTLY, outside any transaction. What a crash leaves of that is an index that is INVALID, which
-is kept up to date and used by no query: it is dropped and built again.
+is kept up to date and used by no query: it is dropped and built again. One that was built whole before the crash is in
+backups too: what brings those up to date, in one transaction, expects it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def replace_index(index: NewIndex) -> None:
     if _is_concurrent():
         op.execute(f'ALTER INDEX "{index.built_as}" RENAME TO "{index.name}"')
     else:
+        op.drop_index(index.built_as, table_name=index.table, if_exists=True)
         _create(index, index.name, concurrently=False)
 
 
@@ -106,5 +108,6 @@ def _create(index: NewIndex, name: str, *, concurrently: bool) -> None:
         list(index.columns),
         postgresql_where=where,
         sqlite_where=where,
+        if_not_exists=not concurrently,
         postgresql_concurrently=concurrently,
     )

@@ -125,7 +125,7 @@ class Placement:
     """One round for one class. `out`: all messages of the class; `sizes`: bytes of versions by id, as far as known.
 
     `held`: the references that a worker has been given work of and that may still load there. `shares`: of the
-    projects whose jobs wait, if there is more than one.
+    projects whose jobs wait, if there is more than one. `even_jobs`: no message gets more whole jobs or shards.
     """
 
     workers: Sequence[ReadyWorker]
@@ -134,6 +134,7 @@ class Placement:
     sizes: Mapping[str, int]
     size: MessageSize
     now: float
+    even_jobs: int
     shares: Mapping[str, Share] = field(default_factory=dict)
     _lines: dict[str, list[WaitingJob]] = field(default_factory=dict)
     _sorts: dict[str, Counter[_Sort]] = field(default_factory=dict)
@@ -327,10 +328,7 @@ class Placement:
         """
         first, *later = lines
         also = [line for line in later if line[0].parent_id is None] if first[0].parent_id is None else []
-        num_free = sum(1 for left in self._room.values() if left > 0)
-        max_jobs = self.size.max_jobs
-        if num_free > 1:
-            max_jobs = min(max_jobs, max(MIN_SPREAD_JOBS, math.ceil(sum(map(len, [first, *also])) / num_free)))
+        max_jobs = min(self.size.max_jobs, self.even_jobs)
         taken = self._fill([], first, is_for, max_jobs)
         for line in also if taken else ():
             taken = self._fill(taken, line, is_for, max_jobs)
@@ -390,6 +388,11 @@ class Placement:
             share, (is_in_turn, served) = self.shares[job.project_id], self._turns[job.project_id]
             given = served if is_in_turn else share.served
             self._turns[job.project_id] = True, given + charge_of(job) / share.weight
+
+
+def even_jobs(num_waiting: int, num_free: int) -> int:
+    """How many jobs a message may have so that each of the workers with room gets one."""
+    return max(MIN_SPREAD_JOBS, math.ceil(num_waiting / max(1, num_free)))
 
 
 _ALONE = (True, 0.0)

@@ -18,7 +18,7 @@ from ondol.contract.kinds import JobKind
 from ondol.contract.states import JobState, Priority
 from ondol.sql.fair_share import FairShare, Waiting
 from ondol.sql.id_lists import id_list, is_listed
-from ondol.sql.placement import MessageOut, MessageSize, Placed, Placement, ReadyWorker
+from ondol.sql.placement import MessageOut, MessageSize, Placed, Placement, ReadyWorker, even_jobs
 from ondol.sql.records import RungMessage
 from ondol.sql.sessions import INFER, TRAIN
 from ondol.sql.tables import IS_RUNG, IS_UNFINISHED_TRAINING, IS_WAITING, jobs, messages, sessions, versions
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 _CHOOSERS_LOCK = 0x6F6E646F6C  # "ondol"
 _MIN_LOOK, _MAX_LOOK = 128, 1024
+SILENT_FOR_S = 30.0
+"""So long a worker counts as silent after its last lapse: while others have room it is given nothing that it could
+claim to show that it hears."""
+_MAX_LOOKS = 8
+"""How often a round goes on to what is behind, as long as all that it looks at finds a place."""
 
 # Built once: SQLAlchemy takes longer to build a statement than the database to run it.
 _MESSAGE = sa.bindparam("b_message", type_=sa.String)
@@ -98,16 +103,23 @@ class RingRepository:
         chosen: list[RungMessage] = []
         workers = self._ready_workers()
         out = self._out(workers) if workers else []
-        rooms = {priority: room for priority in Priority if (room := _room(workers, out, priority, limits))}
+        has_room = any(_room(workers, out, priority, limits) for priority in Priority)
         share = FairShare(self._uow, message_tokens=limits.message_tokens)
-        for priority, ends in share.ends().items() if rooms else ():
-            if priority in rooms:
-                look = min(max(_MIN_LOOK, limits.message_jobs * sum(rooms[priority].values())), _MAX_LOOK)
-                waiting = share.waiting(priority, ends, look)
-                placed = self._place(workers, out, rooms[priority], priority, limits, waiting)
+        for priority, ends in share.ends().items() if has_room else ():
+            even = None
+            for _ in range(_MAX_LOOKS):
+                if not (room := _room(workers, out, priority, limits)):
+                    break
+                look = min(max(_MIN_LOOK, limits.message_jobs * sum(room.values())), _MAX_LOOK)
+                # More than that is not counted: it does not make the messages larger.
+                waiting = share.waiting(priority, ends, look, count_up_to=limits.message_jobs * len(room))
+                even = even or even_jobs(len(waiting.jobs) + waiting.num_behind, len(room))
+                placed = self._place(workers, out, room, priority, limits, waiting, even)
                 share.charge(priority, waiting.shares, placed)
                 chosen += [self._record(each, priority) for each in placed]
                 out += [(self._out_now(each), priority.value) for each in placed]
+                if not waiting.num_behind or sum(len(each.jobs) for each in placed) < len(waiting.jobs):
+                    break
         return chosen + self._uow.training.choose(self._ready_trainers())
 
     def finish(self, message_id: str) -> None:
@@ -187,8 +199,10 @@ class RingRepository:
             # work each renew a session and choose would wait for each other.
             self._conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CHOOSERS_LOCK)))
         rows = self._conn.execute(_READY, {"b_role": INFER, "b_now": self._uow.now})
+        heard_before = self._uow.now - SILENT_FOR_S
         return [
-            ReadyWorker(row.worker, frozenset(row.warm), row.memory_bytes, row.silent_since is not None) for row in rows
+            ReadyWorker(row.worker, frozenset(row.warm), row.memory_bytes, (row.silent_since or 0) > heard_before)
+            for row in rows
         ]
 
     def _ready_trainers(self) -> list[str]:
@@ -223,6 +237,7 @@ class RingRepository:
         priority: Priority,
         limits: WindowLimits,
         waiting: Waiting,
+        even: int,
     ) -> list[Placed]:
         """What goes to whom, of the heads of the class's waiting jobs."""
         if not waiting.jobs:
@@ -237,6 +252,7 @@ class RingRepository:
             sizes=self._sizes(waiting.jobs) if any(worker.memory_bytes for worker in workers) else {},
             size=MessageSize(limits.message_jobs, limits.message_tokens),
             now=self._uow.now,
+            even_jobs=even,
             shares=waiting.shares,
         )
         placed = placement.place(waiting.jobs, room)

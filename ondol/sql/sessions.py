@@ -27,7 +27,10 @@ _HOLD = _RUNS.with_for_update(read=True)
 
 
 class SessionRepository:
-    """Opening, renewing, ending and lapsing sessions."""
+    """Opening, renewing, ending and lapsing sessions.
+
+    Whoever ends a session locks its row before the jobs and messages that belong to it, as whoever claims does.
+    """
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
@@ -52,7 +55,7 @@ class SessionRepository:
         """
         now = self._uow.now
         earlier = sa.select(sessions.c.id).where(sessions.c.worker == worker, sessions.c.ended_at.is_(None))
-        for row in self._conn.execute(earlier).all():
+        for row in self._conn.execute(earlier.order_by(sessions.c.id).with_for_update()).all():
             self._uow.attempts.take_back(row.id)
             self.end(row.id, reason="superseded")
             self._uow.leaders.count_repairs("session_superseded", 1)
@@ -115,10 +118,13 @@ class SessionRepository:
         return row is not None
 
     def note_silence(self, worker: str) -> None:
-        """Messages of the worker have lapsed: it is given what others have no room for, until it claims again."""
+        """Messages of the worker have lapsed: it is given what others have no room for, until it claims again.
+
+        For `ringing.SILENT_FOR_S` at most; then it is asked like the others, and may fall silent anew.
+        """
         self._conn.execute(
             sa.update(sessions)
-            .where(sessions.c.worker == worker, sessions.c.ended_at.is_(None), sessions.c.silent_since.is_(None))
+            .where(sessions.c.worker == worker, sessions.c.ended_at.is_(None))
             .values(silent_since=self._uow.now)
         )
 
@@ -127,7 +133,8 @@ class SessionRepository:
 
         Messages in its queues that nobody claimed are let go too: no other worker reads those queues.
         """
-        worker = self._conn.execute(sa.select(sessions.c.worker).where(sessions.c.id == session_id)).scalar_one()
+        mine = sa.select(sessions.c.worker).where(sessions.c.id == session_id).with_for_update()
+        worker = self._conn.execute(mine).scalar_one()
         handed_back = self._uow.attempts.hand_back(self._uow.attempts.held_by(session_id))
         for job_id, attempt in self._uow.training.checks_held_by(session_id):
             self._uow.training.give_back_check(job_id, attempt)

@@ -117,10 +117,9 @@ IS_WAITING = sa.and_(
 )
 """Queued for a device, and named by no message; fine-tunes, which wait for trainers, and jobs that are run as their
 shards, apart."""
-IS_SHARD = jobs.c.parent_id.is_not(None)
-"""A slice of a sharded job's inputs: a job row of its own that nobody outside sees (decision 15)."""
 IS_WHOLE = jobs.c.parent_id.is_(None)
-"""A job that somebody submitted."""
+"""A job that somebody submitted; no shard, a slice of one's inputs with a row of its own that nobody outside sees
+(decision 15)."""
 IS_RARE = sa.and_(jobs.c.kind.in_(sa.literal_column(kind, sa.String) for kind in ("'fine-tune'", "'import'")), IS_WHOLE)
 """Of a kind that is few among the others, and is looked for among them."""
 IS_FAILED = sa.and_(jobs.c.state == sa.literal_column("'failed'", sa.String), IS_WHOLE)

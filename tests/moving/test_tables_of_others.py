@@ -19,18 +19,18 @@ from tests.servers import PostgresServer
 pytestmark = pytest.mark.integration
 
 
-def make_customers(url: str) -> None:
+def make_customers(url: str, table: str = "customers") -> None:
     engine = plain_engine(url)
     with engine.begin() as conn:
-        conn.execute(sa.text("CREATE TABLE customers (name TEXT)"))
-        conn.execute(sa.text("INSERT INTO customers VALUES ('Kim')"))
+        conn.execute(sa.text(f"CREATE TABLE {table} (name TEXT)"))
+        conn.execute(sa.text(f"INSERT INTO {table} VALUES ('Kim')"))
     engine.dispose()
 
 
-def customers(url: str) -> list[str]:
+def customers(url: str, table: str = "customers") -> list[str]:
     engine = plain_engine(url)
     with engine.connect() as conn:
-        return list(conn.execute(sa.text("SELECT name FROM customers")).scalars())
+        return list(conn.execute(sa.text(f"SELECT name FROM {table}")).scalars())
 
 
 def backup_of_one_job(url: str, file: Path) -> Path:
@@ -53,6 +53,23 @@ def test_sqlite_with_tables_of_others_is_refused(sqlite_url: str, tmp_path: Path
         restore(target, file, force=force)
     assert caught.value.code == "database_not_empty"
     assert customers(target) == ["Kim"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.usefixtures("programs")
+def test_tables_of_others_that_are_called_like_ours_are_not_taken_for_ours(
+    database_url: str, postgres_server: PostgresServer, tmp_path: Path, force: bool
+) -> None:
+    file = backup_of_one_job(database_url, tmp_path / "backup")
+    is_sqlite = database_url.startswith("sqlite")
+    target = f"sqlite:///{tmp_path / 'theirs.db'}" if is_sqlite else postgres_server.create_database()
+    make_customers(target, "sessions")
+    with pytest.raises(Conflict, match="sessions") as caught:
+        restore(target, file, force=force)
+    assert caught.value.code == "database_not_empty"
+    assert customers(target, "sessions") == ["Kim"]
+    if not is_sqlite:
+        postgres_server.drop_database(target)
 
 
 @pytest.mark.usefixtures("programs")

@@ -155,6 +155,15 @@ def test_an_index_that_a_crash_left_half_is_built_again(
     check_is_whole(url, engine)
 
 
+def test_a_backup_of_a_half_done_upgrade_is_brought_up_to_date(old_database: tuple[str, sa.Engine]) -> None:
+    url, engine = old_database
+    with engine.begin() as conn:  # what was built by itself before the crash, and is in the backup
+        conn.execute(sa.text("CREATE INDEX ix_jobs_waiting_new ON jobs (priority, project_id, run_after, id)"))
+        conn.execute(sa.text("CREATE INDEX ix_files_created_at ON files (created_at)"))
+        migrate.upgrade_within(conn)
+    check_is_whole(url, engine)
+
+
 def test_the_indexes_come_out_as_on_an_empty_database(old_database: tuple[str, sa.Engine]) -> None:
     url, engine = old_database
     migrate.upgrade(url)

@@ -17,10 +17,12 @@ from ondol.sql.tables import jobs, messages
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.job_fixtures import LIMITS
 
+REF = "a:1"
+"""The model of all jobs."""
 _ROW: dict[str, object] = {
     "kind": "embedding",
     "state": "queued",
-    "model_ref": "a:1",
+    "model_ref": REF,
     "options": {},
     "job_metadata": {},
     "num_inputs": 1,

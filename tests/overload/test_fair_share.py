@@ -12,7 +12,7 @@ from ondol.sql.database import Database
 from ondol.sql.fair_share import AGE_S
 from ondol.sql.tables import jobs, shares
 from tests.job_fixtures import LIMITS, open_database, open_session
-from tests.overload.projects import given, make_project, ring, ring_and_finish, wait, wait_sharded
+from tests.overload.projects import REF, given, make_project, ring, ring_and_finish, wait, wait_sharded
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +24,7 @@ MESSAGE_TOKENS = LIMITS.message_jobs * 100
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     opened = open_database(database_url)
-    open_session(opened, lease_s=600)
+    open_session(opened, lease_s=600, warm=[REF])
     yield opened
     opened.close()
 
@@ -138,8 +138,12 @@ def test_one_project_alone_keeps_no_account(database: Database) -> None:
     assert database.read(lambda uow: uow.conn.execute(sa.select(sa.func.count()).select_from(shares)).scalar_one()) == 0
 
 
-def test_a_round_asks_the_index_however_much_waits_and_of_however_many(database: Database) -> None:
+@pytest.mark.parametrize("num_workers", [1, 20])
+def test_a_round_asks_the_index_however_much_waits_and_of_however_many(database: Database, num_workers: int) -> None:
     asked: list[tuple[str, object]] = []
+    for number in range(1, num_workers):
+        open_session(database, f"cpu{number}@test", lease_s=600, warm=[REF])
+    num_messages = num_workers * LIMITS.messages
 
     def note(conn: sa.Connection, _cursor: object, statement: str, parameters: object, *_: object) -> None:
         asked.append((statement, parameters))
@@ -163,10 +167,13 @@ def test_a_round_asks_the_index_however_much_waits_and_of_however_many(database:
         sa.event.remove(engine, "before_cursor_execute", note)
         return len(rung)
 
-    assert database.write(choose) == LIMITS.messages
-    assert len(asked) <= 10 + 2 * LIMITS.messages, [statement for statement, _ in asked]
+    assert database.write(choose) == num_messages
+    num_looks = sum(statement.startswith("INSERT INTO shares") for statement, _ in asked)
+    num_counts = sum("count(*)" in statement for statement, _ in asked)
+    assert (num_looks, num_counts) == ((1, 0) if num_workers == 1 else (5, 4))
+    assert len(asked) <= 6 + 2 * num_messages + 5 * num_looks, [statement for statement, _ in asked]
     database.read(lambda uow: explain_all(uow.conn))
-    assert len(plans) == 3
+    assert len(plans) == 1 + 2 * num_looks + num_counts
     for plan in plans:
         assert "ix_jobs_waiting" in plan, plan
         assert "SCAN jobs" not in plan and "Seq Scan on jobs" not in plan, plan

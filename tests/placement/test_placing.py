@@ -10,7 +10,16 @@ from itertools import count
 import pytest
 
 from ondol.contract.ids import shard_id
-from ondol.sql.placement import COPY_AFTER_S, PASS_OVER_S, MessageOut, MessageSize, Placed, Placement, ReadyWorker
+from ondol.sql.placement import (
+    COPY_AFTER_S,
+    PASS_OVER_S,
+    MessageOut,
+    MessageSize,
+    Placed,
+    Placement,
+    ReadyWorker,
+    even_jobs,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -62,8 +71,10 @@ def place(
     held: dict[str, set[str]] = {}
     for message in out:
         held.setdefault(message.worker, set()).update(message.versions)
-    placement = Placement(workers=workers, out=out, held=held, sizes=sizes or {}, size=SIZE, now=now)
-    return placement.place(jobs, {w.name: 2 for w in workers} if room is None else room)
+    room = {w.name: 2 for w in workers} if room is None else room
+    even = even_jobs(len(jobs), sum(1 for left in room.values() if left))
+    placement = Placement(workers=workers, out=out, held=held, sizes=sizes or {}, size=SIZE, now=now, even_jobs=even)
+    return placement.place(jobs, room)
 
 
 def by_worker(placed: Sequence[Placed]) -> dict[str, list[str]]:

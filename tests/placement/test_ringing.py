@@ -13,6 +13,7 @@ from ondol.contract.states import Priority
 from ondol.sql.database import Database
 from ondol.sql.fair_share import waiting_query
 from ondol.sql.records import RungMessage
+from ondol.sql.ringing import SILENT_FOR_S, WindowLimits
 from ondol.sql.tables import jobs, messages, sessions
 from tests.job_fixtures import LEASE_S, LIMITS, open_database, project_of, submit
 
@@ -131,6 +132,20 @@ def test_idle_workers_copy_a_hot_model_and_the_windows_hold(database: Database) 
     assert len({job_id for message in rung for job_id, _ in message.jobs}) == 8 * 64
 
 
+def test_many_workers_share_a_backlog_in_large_messages(database: Database) -> None:
+    names = [f"w{number:02}" for number in range(32)]
+    for name in names:
+        _worker(database, name, "a:1")
+    _wait(database, 3_000, "a:1")
+    rung = database.write(lambda uow: uow.ringing.choose(WindowLimits()))
+    num_jobs = Counter[str]()
+    for message in rung:
+        num_jobs[message.worker] += len(message.jobs)
+    assert num_jobs.total() == 3_000, "in one round, however many it looks at together"
+    assert len(rung) <= 35, "32, and where one look ends and the next begins"
+    assert len(num_jobs) == 32 and max(num_jobs.values()) <= 2 * 94, num_jobs
+
+
 def test_a_worker_whose_messages_all_lapsed_loses_preference_until_it_claims(database: Database) -> None:
     warm = _worker(database, "w1", "a:1")
     _worker(database, "w2")
@@ -148,6 +163,29 @@ def test_a_worker_whose_messages_all_lapsed_loses_preference_until_it_claims(dat
     assert late == [], "it claims again, for once too late"
     _wait(database, 2, "a:1")
     assert {message.worker for message in _ring(database)} == {"w1"}
+
+
+def test_a_worker_that_is_given_nothing_to_claim_is_silent_for_a_while_only(database: Database) -> None:
+    _worker(database, "w1", "a:1")
+    _worker(database, "w2")
+    _wait(database, 1, "a:1")
+
+    def ring_in_vain() -> set[str]:
+        rung = {message.worker for message in _ring(database)}
+        assert database.write(lambda uow: uow.ringing.recall_unclaimed(rung_before=uow.now + 1)) == 1
+        return rung
+
+    def let_pass(seconds: float) -> None:
+        earlier = sa.update(sessions).values(silent_since=sessions.c.silent_since - seconds)
+        database.write(lambda uow: uow.conn.execute(earlier))
+
+    assert ring_in_vain() == {"w1"}
+    let_pass(SILENT_FOR_S / 2)
+    assert ring_in_vain() == {"w2"}
+    let_pass(SILENT_FOR_S)
+    assert ring_in_vain() == {"w1"}, "it is asked again, though another has room"
+    let_pass(SILENT_FOR_S / 2)
+    assert {message.worker for message in _ring(database)} == {"w2"}, "it has lapsed anew"
 
 
 def test_a_job_of_many_shards_lets_later_jobs_run_beside_it(database: Database) -> None:

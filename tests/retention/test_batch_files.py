@@ -34,6 +34,7 @@ from tests.job_fixtures import (
     project_of,
     ring_and_claim,
 )
+from tests.overload.test_job_lists import plans
 from tests.retention.aged import age, purge_all
 from tests.waiting import wait_until
 
@@ -121,6 +122,13 @@ def test_a_batch_that_ended_again_is_looked_for_again(database: Database, settin
     assert database.read(lambda uow: uow.batches.without_files(limit=10)) == []
     age(database, [job.id], -1)
     assert [one.id for one in database.read(lambda uow: uow.batches.without_files(limit=10))] == [job.id]
+
+
+def test_jobs_that_are_no_batches_are_not_read_for_it(sqlite_url: str) -> None:
+    database = open_database(sqlite_url)
+    [plan] = plans(database, lambda uow: uow.batches.without_files(limit=10))
+    database.close()
+    assert "ix_jobs_batch" in plan, plan
 
 
 def test_of_results_that_were_purged_the_batch_says_so(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event as sa_event
 
 from ondol.contract.errors import IllegalTransition
 from ondol.contract.states import JobState
@@ -18,6 +17,7 @@ from ondol.sql.records import ClaimedJob
 from ondol.sql.tables import results
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.bulk.sql.sharded import claim, claim_all, complete, done, events_of, look, reasons_of, submit_sharded
+from tests.deadlocks import seen_deadlocks
 from tests.job_fixtures import open_database, open_session
 
 pytestmark = pytest.mark.integration
@@ -43,16 +43,8 @@ def others(database: Database) -> Iterator[list[Database]]:
 
 @pytest.fixture
 def deadlocks() -> Iterator[list[str]]:
-    """Statements that PostgreSQL refused because transactions waited for each other in a circle."""
-    seen: list[str] = []
-
-    def note(context: sa.engine.ExceptionContext) -> None:
-        if getattr(context.original_exception, "sqlstate", None) == "40P01":
-            seen.append(str(context.statement))
-
-    sa_event.listen(sa.Engine, "handle_error", note)
-    yield seen
-    sa_event.remove(sa.Engine, "handle_error", note)
+    with seen_deadlocks() as seen:
+        yield seen
 
 
 def _at_once(*works: Callable[[], Any]) -> list[Any]:
