@@ -33,8 +33,9 @@ TIGHT_AGE_S = 0.05
 TIGHT_SHARE = 0.1
 """Once this process has taken so much of the room that the count found, only a count so young decides: other processes
 take as much meanwhile, and by that the limits may be passed."""
-UNKNOWN_RETRY_AFTER_S = 60.0
-"""When to come back while nothing drains."""
+UNKNOWN_RETRY_AFTER_S = 50.0
+"""When to come back while nothing drains. With the spread it stays under a minute: our client gives up rather than wait
+for longer."""
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 0.25, 3600.0
 """`Retry-After` itself has whole seconds and is never less than one; `retry-after-ms` is told as it is."""
 _SPREAD_S, _SPREAD_SHARE = 0.25, 0.1

@@ -86,7 +86,7 @@ def _check_is_of_this_machine(host: str | None, origin: str | None) -> None:
         return
     raise NotPermitted(
         "without API keys only this machine's own addresses are answered: use 127.0.0.1 or localhost,"
-        " or make a key (`ondol keys create`)"
+        " or make a key (`ondol keys create`) and start the server again"
     )
 
 

@@ -51,11 +51,11 @@ class CallRoom:
     def _refusal(self, what: str, setting: str) -> Overloaded:
         now = self._clock()
         self._refused.append(now)
-        num_refused = _since(self._refused, now - 1.0)
-        num_ended = _since(self._ended, now - RATE_WINDOW_S)
+        _forget(self._refused, now - 1.0)
+        _forget(self._ended, now - RATE_WINDOW_S)
         wait_s = MAX_RETRY_AFTER_S
-        if num_ended:
-            wait_s = num_refused * min(RATE_WINDOW_S, now - self._ended[-num_ended]) / num_ended
+        if self._ended:
+            wait_s = len(self._refused) * (now - self._ended[0]) / len(self._ended)
         return Overloaded(
             f"{what} wait here for their answers already, and no more may: come back later, submit a job, or raise "
             f"{setting}",
@@ -63,11 +63,7 @@ class CallRoom:
         )
 
 
-def _since(moments: deque[float], since: float) -> int:
-    """How many of the moments, in order, are not before `since`."""
-    num = 0
-    for moment in reversed(moments):
-        if moment < since:
-            break
-        num += 1
-    return num
+def _forget(moments: deque[float], before: float) -> None:
+    """Drop what is older of the moments, which are in order: each once, however often that is asked for."""
+    while moments and moments[0] < before:
+        moments.popleft()

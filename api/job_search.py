@@ -22,7 +22,8 @@ async def find_jobs(
 ) -> Page:
     """A page, newest first, beginning behind the job `after`; and whether there are more.
 
-    InvalidPayload when that takes over `limit_s`: the project has had too much to look through for so few.
+    What takes over `limit_s` ends the page early, and then there may be more. InvalidPayload when nothing was found by
+    then: the project has had too much to look through for so few.
     """
     down_to = wanted.begins_at
     if wanted.state in OPEN_STATES and not wanted.is_of_few:
@@ -41,9 +42,11 @@ async def find_jobs(
         if has_more or place is None:
             return found, has_more
         if time.monotonic() > until:
+            if found:
+                return found, True
             raise InvalidPayload(
-                f"no more than {len(found)} such jobs are found in {limit_s:g} s; ask for those behind {place}, or for "
-                "a time with created_after",
+                f"no such job is found in {limit_s:g} s; ask for those behind {place}, or for a time with "
+                "created_after",
                 param="after",
                 code="filter_too_wide",
             )

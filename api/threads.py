@@ -10,6 +10,7 @@ import asyncio
 import os
 import queue
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -27,12 +28,17 @@ _CHECK_THREADS = 4
 
 
 class DaemonThreads(Executor):
-    """At most so many threads, begun when they are needed. The process ends without waiting for them."""
+    """At most so many threads, begun when they are needed. The process ends without waiting for them.
+
+    Work that is cancelled before a thread was free for it is let go of at once, with all that it holds.
+    """
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most
         self._name = name
-        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """One for each work that was ever queued, cancelled or not; False: a thread is to end."""
+        self._queued: OrderedDict[Future[Any], Callable[[], Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._num_threads = 0
         self._num_idle = 0
@@ -45,39 +51,37 @@ class DaemonThreads(Executor):
         with self._lock:
             if self._is_closed:
                 raise RuntimeError(f"the threads {self._name} are closed")
-            self._queue.put((future, partial(fn, *args, **kwargs)))
+            self._queued[future] = partial(fn, *args, **kwargs)
+            self._calls.put(True)
             self._num_idle -= 1
             if self._num_idle < 0 and self._num_threads < self._most:
                 self._num_threads += 1
                 self._num_idle += 1
                 name = f"{self._name}-{self._num_threads}"
                 threading.Thread(target=self._run, name=name, daemon=True).start()
+        future.add_done_callback(self._forget)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002 - the signature is the library's
         """Take no more work; threads end with what is queued, and nobody waits for them."""
         with self._lock:
             self._is_closed = True
-            if cancel_futures:
-                self._cancel_queued()
             for _ in range(self._num_threads):
-                self._queue.put(None)
+                self._calls.put(False)
+            queued = list(self._queued) if cancel_futures else []
+        for future in queued:
+            future.cancel()
 
-    def _cancel_queued(self) -> None:
-        while True:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return
-            if item is not None:
-                item[0].cancel()
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._queued.pop(future, None)
 
     def _run(self) -> None:
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
-            _carry_out(*item)
+        while self._calls.get():
+            with self._lock:
+                item = self._queued.popitem(last=False) if self._queued else None
+            if item is not None:
+                _carry_out(*item)
             del item  # an idle thread holds on to no result
             with self._lock:
                 self._num_idle += 1

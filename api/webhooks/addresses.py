@@ -17,6 +17,8 @@ MAX_OF_A_DOMAIN = 2
 MAX_LOOKS = 256
 """Names that are looked up or wait for that."""
 BEGIN_S = 5.0
+_SHARED = frozenset({"ac", "co", "com", "edu", "go", "gov", "ne", "net", "or", "org"})
+"""Under a country's domain these are nobody's own: what lies below `co.kr` has nothing to do with each other."""
 
 
 class Resolver(Protocol):
@@ -69,7 +71,7 @@ class SystemResolver:
         self._threads.shutdown(cancel_futures=True)
 
     async def _run(self, key: tuple[str, int]) -> list[str]:
-        domain = ".".join(key[0].split(".")[-2:])
+        domain = _domain_of(key[0])
         turns = self._domains.get(domain)
         if turns is None:
             turns = self._domains[domain] = asyncio.Semaphore(MAX_OF_A_DOMAIN)
@@ -94,6 +96,13 @@ class _Look:
     def __init__(self, work: Coroutine[None, None, list[str]]) -> None:
         self.has_begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task = asyncio.create_task(work, name="webhook-name")
+
+
+def _domain_of(host: str) -> str:
+    """The part of a name that one owner's name servers answer for, as far as that shows."""
+    labels = host.rstrip(".").split(".")
+    is_shared = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _SHARED
+    return ".".join(labels[-3 if is_shared else -2 :])
 
 
 def _settle(future: asyncio.Future[None]) -> None:

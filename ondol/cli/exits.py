@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +28,7 @@ INTERRUPTED = 130
 
 _WRONG_USE = (ContractError, NotFound, RequestRefused, NoSuchThing, AuthenticationFailed, PermissionRefused)
 _UNREACHABLE = (ConnectionFailed, NotReady)
+_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def exit_code_of(error: OndolError) -> int:
@@ -66,26 +69,33 @@ def run_guarded(command: Callable[[], int]) -> int:
     """
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it was closed beforehand, as services may be started
+            sys.stdout.flush()
         return code
     except OndolError as error:
         return fail(error_line(error), exit_code_of(error))
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        return _done_without_reader()
+        _leave_output()
+        return DONE
+    except OSError as error:
+        if error.errno not in _IS_FULL:
+            raise
+        _leave_output()
+        return fail(f"cannot write: {error.strerror}", JOB_FAILED)
     except SystemExit as ended:  # what Typer makes of it
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
-        return _done_without_reader()
+        _leave_output()
+        return DONE
 
 
-def _done_without_reader() -> int:
-    """DONE; what is still in the buffer goes nowhere, or the interpreter would tell of it at its end."""
+def _leave_output() -> None:
+    """What is still in the buffer goes nowhere, or the interpreter would tell of it at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
-    return DONE
 
 
 def _advice(error: OndolError) -> str:
@@ -94,7 +104,7 @@ def _advice(error: OndolError) -> str:
     if isinstance(error, AuthenticationFailed):
         return "set ONDOL_API_KEY to a key made by `ondol keys create`"
     if isinstance(error, ServerBusy) and error.retry_after_s is not None:
-        return f"try again in {error.retry_after_s:.0f} s"
+        return f"try again in {math.ceil(error.retry_after_s)} s"
     if isinstance(error, NoSuchThing) and error.code == "model_not_found":
         return "`ondol models ls` shows the models there are"
     if isinstance(error, NoSuchThing) and error.code == "job_not_found":

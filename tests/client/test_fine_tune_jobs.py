@@ -23,6 +23,7 @@ from ondol.sql.tables import jobs
 from tests.client.terminals import COLUMNS, OnTerminal
 from tests.client.trainer_peer import REPORT, TrainerPeer
 from tests.http.api_process import MODEL, ROOT, ApiProcess, Member
+from tests.http.shared_api import api_fixture
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 
@@ -38,13 +39,7 @@ _CANCEL_LEFTOVERS = (
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    folder = tmp_path_factory.mktemp("api")
-    started = ApiProcess(folder, database_url=f"sqlite:///{folder / 'ondol.db'}", redis_url=redis_server.url)
-    started.start()
-    yield started
-    started.close()
+api = api_fixture()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,27 @@ def test_the_end_of_a_short_output_is_no_error_either() -> None:
             error = process.stderr.read()
             assert process.wait(LIMIT_S) == 0
     assert error == b""
+
+
+def test_a_command_that_was_started_without_standard_output_ends_well() -> None:
+    call = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "ondol.cli.main", "--help"]
+    done = subprocess.run(call, stderr=subprocess.PIPE, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_busy_server_is_never_asked_again_in_no_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connection, "_MAX_RETRIES", 0)
+    told = replace(told_json(429, error_json("overloaded")), headers={"retry-after-ms": "300", "retry-after": "1"})
+    with listening(lambda _: told) as server:
+        assert run(["--url", server.url, "jobs", "ls"]) == 1
+    assert "try again in 1 s" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_is_one_line() -> None:
+    with listening(lambda _: told_json(200, {"object": "list", "data": [], "has_more": False})) as server:
+        call = [sys.executable, "-m", "ondol.cli.main", "--url", server.url, "jobs", "ls", "--json"]
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stderr) == (1, b"ondol: cannot write: No space left on device\n")

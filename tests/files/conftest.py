@@ -8,28 +8,14 @@ import pytest
 
 from tests.files.store_folder import StoreFolder
 from tests.http.api_process import ApiProcess, Member
-from tests.servers import RedisServer
+from tests.http.shared_api import api_fixture
+
+roomy_api = api_fixture("session")
+"""An api with its defaults."""
 
 
-@pytest.fixture(scope="session")
-def roomy_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    """An api with its defaults."""
-    folder = tmp_path_factory.mktemp("roomy-api")
-    api = ApiProcess(folder, database_url=f"sqlite:///{folder / 'ondol.db'}", redis_url=redis_server.url)
-    api.start()
-    yield api
-    api.close()
-
-
-@pytest.fixture(scope="session")
-def narrow_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    """An api that takes files of at most 1 MB."""
-    folder = tmp_path_factory.mktemp("narrow-api")
-    url = f"sqlite:///{folder / 'ondol.db'}"
-    api = ApiProcess(folder, database_url=url, redis_url=redis_server.url, max_file_mb="1")
-    api.start()
-    yield api
-    api.close()
+narrow_api = api_fixture("session", max_file_mb=1)
+"""An api that takes files of at most 1 MB."""
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from ondol.contract.states import JobState
 from ondol.sql.tables import jobs
 from tests.http.api_process import ApiProcess, Member
 from tests.http.peer_worker import PeerWorker
+from tests.http.shared_api import api_fixture
 from tests.servers import PostgresServer, RedisServer
 
 _numbers = itertools.count(1)
@@ -21,14 +22,8 @@ _CANCEL_LEFTOVERS = sa.update(jobs).where(jobs.c.state == JobState.QUEUED).value
 StartApi = Callable[..., ApiProcess]
 
 
-@pytest.fixture(scope="session")
-def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    """An api that needs keys, for all tests that do not change it."""
-    folder = tmp_path_factory.mktemp("api")
-    api = ApiProcess(folder, database_url=f"sqlite:///{folder / 'ondol.db'}", redis_url=redis_server.url)
-    api.start()
-    yield api
-    api.close()
+shared_api = api_fixture("session")
+"""An api that needs keys, for all tests that do not change it."""
 
 
 @pytest.fixture

@@ -75,6 +75,28 @@ def test_room_is_given_back_however_a_call_ends_and_its_wait_is_measured() -> No
         assert _retry_after_s(room) == MIN_RETRY_AFTER_S
 
 
+@pytest.mark.unit
+def test_a_refusal_costs_the_same_however_many_calls_have_ended() -> None:
+    """Refusals come by the thousand, and while they do, the event loop has least time for them."""
+    num_compared = 0
+
+    class Moment(float):
+        def __lt__(self, other: float) -> bool:
+            nonlocal num_compared
+            num_compared += 1
+            return super().__lt__(other)
+
+    room = CallRoom(most=1, most_of_project=1, clock=lambda: Moment(100.0))
+    for _ in range(5_000):
+        with room.hold("b"):
+            pass
+    num_compared = 0
+    with room.hold("b"):
+        waits = [_retry_after_s(room) for _ in range(1_000)]
+    assert waits == [MIN_RETRY_AFTER_S] * 1_000
+    assert num_compared < 10_000
+
+
 def _retry_after_s(room: CallRoom) -> float:
     with pytest.raises(Overloaded) as refused, room.hold("b"):
         pass

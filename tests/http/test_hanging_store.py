@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -120,6 +121,41 @@ def test_threads_run_all_that_they_are_given_and_no_more_of_it_at_a_time_than_th
     threads.shutdown(cancel_futures=True)
     with pytest.raises(RuntimeError):
         threads.submit(work, 1)
+
+
+@pytest.mark.unit
+def test_work_that_is_cancelled_before_its_turn_holds_nothing() -> None:
+    """Or each upload that is refused while the store hangs would leave a piece of its file until the store is back."""
+
+    class Piece(bytearray):
+        """What can be watched."""
+
+    may_end = threading.Event()
+    threads = DaemonThreads(1, "test")
+    running = threads.submit(may_end.wait)
+    piece = Piece(b"a")
+    seen = weakref.ref(piece)
+    first, refused, last = threads.submit(bytes, b"b"), threads.submit(bytes, piece), threads.submit(bytes, b"c")
+    del piece
+    assert seen() is not None
+    assert refused.cancel()
+    assert seen() is None
+    may_end.set()
+    assert [one.result(timeout=10) for one in (running, first, last)] == [True, b"b", b"c"]
+    assert threads.submit(bytes, b"d").result(timeout=10) == b"d"
+    threads.shutdown()
+
+
+@pytest.mark.unit
+def test_work_that_waits_is_cancelled_when_the_threads_are_closed() -> None:
+    may_end = threading.Event()
+    threads = DaemonThreads(1, "test")
+    running, waiting = threads.submit(may_end.wait), threads.submit(int)
+    wait_until(running.running, within_s=10, what="the thread to be busy")
+    threads.shutdown(cancel_futures=True)
+    assert waiting.cancelled()
+    may_end.set()
+    assert running.result(timeout=10)
 
 
 @pytest.mark.unit

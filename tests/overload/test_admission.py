@@ -11,6 +11,7 @@ import pytest
 
 from api.admission import Admission, Limits, Reservation
 from api.database import AsyncDatabase
+from ondol.client.retry import RetryPolicy
 from ondol.contract.cutting import MAX_JOB_SIZE
 from ondol.contract.errors import Conflict, OndolError, Overloaded, PayloadTooLarge
 from ondol.contract.states import Priority
@@ -159,6 +160,16 @@ def test_a_job_of_more_tokens_than_its_row_has_room_for_is_refused(database: Dat
     assert isinstance(too_large, PayloadTooLarge) and "cut the input into several jobs" in too_large.message
     database.write(lambda uow: uow.jobs.add_all([largest]))
     assert database.read(lambda uow: uow.jobs.get(largest.id, project_id)).id == largest.id
+
+
+def test_while_nothing_drains_clients_are_asked_for_no_more_patience_than_they_have(database: Database) -> None:
+    async def fill(door: Door) -> list[OndolError | None]:
+        assert await door.submit(project_of(database)) is None
+        return [await door.submit(project_of(database)) for _ in range(50)]
+
+    for refused in at_doors(database, Limits(jobs=1, tokens=MANY), fill):
+        assert isinstance(refused, Overloaded)
+        assert 50 <= refused.retry_after_s <= RetryPolicy().max_server_wait_s
 
 
 def test_room_in_which_nothing_was_recorded_is_given_back(database: Database) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http.api_process import ApiProcess, Member, job_body
+from tests.http.shared_api import api_fixture
 from tests.overload.watchers import asks, head_of, held_by, num_body_bytes, num_streams, status_of, vanish, watching
-from tests.servers import RedisServer
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -24,21 +24,9 @@ HEARTBEAT_S = 15
 LIMIT_S = 30
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    folder = tmp_path_factory.mktemp("api")
-    made = ApiProcess(
-        folder,
-        database_url=f"sqlite:///{folder / 'ondol.db'}",
-        redis_url=redis_server.url,
-        max_event_streams=str(MOST),
-        project_max_event_streams=str(MOST_OF_PROJECT),
-        client_gone_s=str(GONE_S),
-        max_bodies_mb="1",
-    )
-    made.start()
-    yield made
-    made.close()
+api = api_fixture(
+    max_event_streams=MOST, project_max_event_streams=MOST_OF_PROJECT, client_gone_s=GONE_S, max_bodies_mb=1
+)
 
 
 @pytest.fixture

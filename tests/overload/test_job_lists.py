@@ -40,9 +40,11 @@ def database(database_url: str) -> Iterator[Database]:
 def project_id(database: Database) -> str:
     """A project with thousands of jobs that ended well, a few of every other sort, and a neighbour with as many."""
     mine = make_project(database, "mine")
-    for project in (mine, make_project(database, "other")):
+    both = (mine, make_project(database, "other"))
+    for project in both:
         wait(database, project, NUM_ENDED)
-        database.write(lambda uow: uow.conn.execute(_ended()))
+    database.write(lambda uow: uow.conn.execute(_ended()))
+    for project in both:
         database.write(lambda uow, of=project: _make_odd(uow, of))  # type: ignore[misc]  # bound at definition
         wait(database, project, 5)
     database.write(lambda uow: uow.conn.execute(sa.text("ANALYZE")))
@@ -147,6 +149,20 @@ def test_a_filter_that_would_look_through_too_much_says_so(
         asyncio.run(_find(database, project_id, rare, after=None, limit=1, limit_s=0.0))
     assert refused.value.code == "filter_too_wide"
     assert asyncio.run(_find(database, project_id, rare, after=None, limit=1)) == ([], False)
+
+
+def test_what_was_found_in_time_is_given_though_there_may_be_more(
+    database: Database, project_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_search, "FIRST_ROWS", 400)
+    rows = database.read(lambda uow: _all(uow, project_id))
+    wanted = JobFilter(EMBEDDING, JobState.FAILED)
+    expected = [row.id for row in rows if _fits(row, wanted)]
+    within = [job_id for job_id in expected if job_id >= rows[399].id]
+    assert 0 < len(within) < len(expected)
+    for limit in (len(within), len(within) + 1):
+        page = asyncio.run(_find(database, project_id, wanted, after=None, limit=limit, limit_s=0.0))
+        assert page == (within, True)
 
 
 def plans(database: Database, look: Any, *, table: str = "jobs") -> list[str]:

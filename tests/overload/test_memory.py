@@ -15,6 +15,7 @@ import redis
 
 from ondol.sql.records import Completion, NewShard
 from tests.http.api_process import ApiProcess, Member
+from tests.http.shared_api import api_fixture
 from tests.job_fixtures import new_job, open_session, ring_and_claim
 from tests.overload.watchers import asks, head_of, held_by, num_streams, watching
 from tests.servers import RedisServer
@@ -33,13 +34,7 @@ SHARDS, SHARD_INPUTS, WIDTH = 24, 1_000, 384
 _LOOK_EVERY_S = 0.02
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    folder = tmp_path_factory.mktemp("api")
-    made = ApiProcess(folder, database_url=f"sqlite:///{folder / 'ondol.db'}", redis_url=redis_server.url)
-    made.start()
-    yield made
-    made.close()
+api = api_fixture()
 
 
 @pytest.fixture

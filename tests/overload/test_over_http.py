@@ -16,7 +16,7 @@ from ondol.contract.states import JobState
 from ondol.sql.tables import jobs
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.http.api_process import MODEL, ApiProcess, Member, job_body
-from tests.servers import RedisServer
+from tests.http.shared_api import api_fixture
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -26,19 +26,7 @@ MAX_TOKENS = 2_000
 JOBS_PER_S = 10.0
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    folder = tmp_path_factory.mktemp("api")
-    made = ApiProcess(
-        folder,
-        database_url=f"sqlite:///{folder / 'ondol.db'}",
-        redis_url=redis_server.url,
-        max_queued_jobs=str(MAX_JOBS),
-        max_queued_tokens=str(MAX_TOKENS),
-    )
-    made.start()
-    yield made
-    made.close()
+api = api_fixture(max_queued_jobs=MAX_JOBS, max_queued_tokens=MAX_TOKENS)
 
 
 @pytest.fixture

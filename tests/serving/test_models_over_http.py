@@ -19,7 +19,7 @@ from ondol.cli.main import run
 from ondol.contract.errors import InvalidPayload
 from ondol.contract.model_spec import SPEC_FILE
 from tests.http.api_process import ApiProcess, Member
-from tests.servers import RedisServer
+from tests.http.shared_api import api_fixture
 from tests.serving.versions import tiny_versions
 
 pytestmark = pytest.mark.integration
@@ -40,13 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_version: Path) -> lis
     return made
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    folder = tmp_path_factory.mktemp("api")
-    made = ApiProcess(folder, database_url=f"sqlite:///{folder / 'ondol.db'}", redis_url=redis_server.url)
-    made.start()
-    yield made
-    made.close()
+api = api_fixture()
 
 
 @pytest.fixture

@@ -8,18 +8,11 @@ import pytest
 
 from tests.bulk.api.shard_runner import ShardRunner
 from tests.http.api_process import ApiProcess, Member
+from tests.http.shared_api import api_fixture
 from tests.servers import RedisServer
 
-
-@pytest.fixture(scope="session")
-def bulk_api(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[ApiProcess]:
-    """The api."""
-    folder = tmp_path_factory.mktemp("bulk-api")
-    database_url = f"sqlite:///{folder / 'ondol.db'}"
-    api = ApiProcess(folder, database_url=database_url, redis_url=redis_server.url, message_tokens="256")
-    api.start()
-    yield api
-    api.close()
+bulk_api = api_fixture("session", message_tokens=256)
+"""The api."""
 
 
 @pytest.fixture
