@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -161,17 +162,21 @@ class LocalCache:
         for marker in self._root.glob(f"*/{_MARKER}"):
             if marker.parent.name.startswith("."):
                 continue
-            try:
-                sizes = json.loads(marker.read_bytes())
-                entries.append(_Entry(marker.parent.name, sum(sizes.values()), marker.stat().st_mtime))
-            except FileNotFoundError:
-                continue  # another process evicted it meanwhile
-            except ValueError:  # torn by a power cut: it takes its room until it goes, before all others
-                entries.append(_Entry(marker.parent.name, _size_on_disk(marker.parent), used_at=0.0))
+            with suppress(FileNotFoundError):  # another process evicted it meanwhile, or brings it here anew
+                entries.append(_entry(marker))
         return entries
 
     def _use_lock(self, digest: str) -> Path:
         return self._locks / f"{digest}.use"
+
+
+def _entry(marker: Path) -> _Entry:
+    """The version that the marker belongs to; FileNotFoundError when it goes meanwhile."""
+    folder = marker.parent
+    try:
+        return _Entry(folder.name, sum(json.loads(marker.read_bytes()).values()), marker.stat().st_mtime)
+    except ValueError:  # torn by a power cut: it takes its room until it goes, before all others
+        return _Entry(folder.name, _size_on_disk(folder), used_at=0.0)
 
 
 def _size_on_disk(folder: Path) -> int:

@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parent.parent
 REAL_PROGRAM = (sys.executable, "-m", "workers.device")
 HASH_PROGRAM = (sys.executable, "-m", "tests.device_programs")
 ANSWER_LIMIT_S = 120.0
+STOP_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,16 @@ class DeviceChild:
 
 
 @contextmanager
-def device_child(program: Sequence[str] = REAL_PROGRAM, *, cores: Sequence[int] | None = None) -> Iterator[DeviceChild]:
-    """A running device program with one thread; ended by closing its socket, or by SIGKILL if that does not help."""
+def device_child(
+    program: Sequence[str] = REAL_PROGRAM, *, cores: Sequence[int] | None = None, **changes: object
+) -> Iterator[DeviceChild]:
+    """A running device program with one thread, its options changed as in `device_options`; ended by closing its
+    socket, or by SIGKILL if that does not help.
+    """
     ours, theirs = socket.socketpair()
     ours.settimeout(ANSWER_LIMIT_S)
     process = subprocess.Popen(
-        [*program, *device_options(theirs.fileno(), cores)],
+        [*program, *device_options(theirs.fileno(), cores, **changes)],
         pass_fds=[theirs.fileno()],
         cwd=REPOSITORY,
         env=child_environment(),
@@ -62,20 +67,21 @@ def device_child(program: Sequence[str] = REAL_PROGRAM, *, cores: Sequence[int] 
     finally:
         ours.close()
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
 
 
-def device_options(fd: int, cores: Sequence[int] | None = None) -> list[str]:
-    """The standard arguments for a CPU device with one thread."""
+def device_options(fd: int, cores: Sequence[int] | None = None, **changes: object) -> list[str]:
+    """The standard arguments for a CPU device with one thread; `changes` as `memory_mb=512`, None: left out."""
     chosen = sorted(os.sched_getaffinity(0))[:1] if cores is None else cores
     core_list = ",".join(str(core) for core in chosen)
-    options = {"--fd": fd, "--device": "cpu:0", "--cores": core_list, "--threads": 1}
-    options |= {"--memory-mb": 1024, "--batch-tokens": 1024}
-    return [str(part) for pair in options.items() for part in pair]
+    options: dict[str, object] = {"fd": fd, "device": "cpu:0", "cores": core_list, "threads": 1}
+    options |= {"memory_mb": 1024, "batch_tokens": 1024} | changes
+    named = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not None}
+    return [str(part) for pair in named.items() for part in pair]
 
 
 def child_environment() -> dict[str, str]:

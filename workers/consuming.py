@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -11,8 +11,9 @@ from celery.apps.worker import Worker
 from celery.signals import worker_shutting_down
 from celery.worker.control import Panel, ok
 
-from ondol.broker.celery_app import READ_VERSIONS, RUN_TASK, make_celery_app
+from ondol.broker.celery_app import READ_VERSIONS, RUN_TASK, make_celery_app, queue_name
 from ondol.broker.dead_letters import Cause, DeadLetters
+from ondol.contract.states import Priority
 from workers.hearing import Hearing
 from workers.lean_consumer import hearing_with
 from workers.stopping import StopRequest
@@ -34,6 +35,11 @@ class _ListeningWorker(Worker):  # type: ignore[misc]  # celery is untyped
 def _leave_to_sql(_panel: Any, **_: Any) -> Any:
     """What every node of Celery hears when a producer revokes its task: the intake cancels the job, in SQL."""
     return ok("messages are not revoked here; cancel the job")
+
+
+def queues_of(worker: str, lanes: Iterable[Priority]) -> tuple[str, ...]:
+    """The queues of a node that takes messages of these lanes."""
+    return tuple(queue_name(worker, lane) for lane in lanes)
 
 
 def consume(

@@ -7,8 +7,6 @@ as long as the worker, because the child's parent-death signal is tied to the th
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import socket
 import subprocess
 import threading
@@ -23,6 +21,7 @@ from ondol.contract.errors import DeviceError, DeviceLost, OndolError
 from ondol.contract.frames import Buffer, FrameError, Header, receive_frame, send_frame
 from workers.child_environment import device_environment
 from workers.forward_limits import ForwardLimits
+from workers.process_group import end_group, kill_group
 from workers.vital_thread import vital_thread
 
 log = structlog.get_logger(__name__)
@@ -31,7 +30,7 @@ _FIRST_BACKOFF_S = 0.1
 _READY_BACKOFF_S = 0.4
 _MAX_BACKOFF_S = 10.0
 _HEALTHY_S = 5.0
-_GROUP_GONE_LIMIT_S = 30.0
+_EXIT_LIMIT_S = 5.0
 _START_LIMIT_S = 300.0
 _ERROR_FIELDS = frozenset({"code", "message", "param"})
 _WATCH_EVERY_S = 0.5
@@ -87,11 +86,11 @@ class DeviceKeeper:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._send_lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
-        self._is_up = threading.Event()
         self._thread = vital_thread("device-keeper", self._loop)
         self._watch = vital_thread("device-watch", self._watch_limits)
 
@@ -101,13 +100,15 @@ class DeviceKeeper:
         self._watch.start()
 
     def wait_up(self, timeout_s: float) -> bool:
-        """Whether the device process is up within the time."""
-        return self._is_up.wait(timeout_s)
+        """Whether the device process is up within the time; nobody waits for one after `stop`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._sock is not None or self._stopping.is_set(), timeout_s)
+            return self._sock is not None
 
     @property
     def is_up(self) -> bool:
         """Whether a device process answers now."""
-        return self._is_up.is_set()
+        return self._sock is not None
 
     def request(self, header: Header, bodies: Sequence[Buffer] = ()) -> Future[tuple[Header, memoryview]]:
         """Send a request; the future's result is its reply's header and body. Never raises."""
@@ -131,12 +132,14 @@ class DeviceKeeper:
 
     def stop(self, *, grace_s: float = 5.0) -> None:
         """Close the socket, so that the process exits; kill its group when it does not within the grace."""
-        self._stopping.set()
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
         self._shut_socket()
         self._thread.join(timeout=grace_s)
         process = self._process
         if self._thread.is_alive() and process is not None:
-            _kill_group(process.pid)
+            kill_group(process.pid)
             self._thread.join(timeout=grace_s)
 
     def _loop(self) -> None:
@@ -188,23 +191,22 @@ class DeviceKeeper:
                 return False
             sock.settimeout(None)
             self._on_up(first[0])
-            with self._lock:
+            with self._changed:
                 self._sock = sock
-            self._is_up.set()
+                self._changed.notify_all()
             log.info("device.up", **{k: v for k, v in first[0].items() if k != "op"})
             while (frame := receive_frame(sock)) is not None:
                 self._settle(*frame)
         except (OSError, FrameError) as exc:
             log.warning("device.stream_broken", reason=str(exc)[:200])
-        return self._is_up.is_set()
+        return self.is_up
 
     def _end(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self._is_up.clear()
         with self._lock:
             self._sock = None
             lost, self._pending = self._pending, {}
         sock.close()
-        _end_group(process, is_wanted=self._stopping.is_set())
+        _see_it_end(process, is_wanted=self._stopping.is_set())
         if not self._stopping.is_set():
             log.warning("device.lost", exit_code=process.returncode, num_pending=len(lost))
         self._on_down()
@@ -246,7 +248,7 @@ class DeviceKeeper:
             if now - first.sent_at > limit_s and not first.is_over_limit:
                 first.is_over_limit = True
                 log.error("device.over_limit", op=first.request["op"], limit_s=limit_s, cure="the process is replaced")
-                _kill_group(process.pid)
+                kill_group(process.pid)
                 self._on_over_limit()
 
     def _shut_socket(self) -> None:
@@ -258,7 +260,7 @@ class DeviceKeeper:
             except OSError as exc:
                 log.debug("device.socket_closed_already", reason=str(exc))
         elif self._process is not None and self._process.poll() is None:
-            _kill_group(self._process.pid)  # still starting: it holds nothing that could be lost
+            kill_group(self._process.pid)  # still starting: it holds nothing that could be lost
 
 
 def _number_of(header: Header) -> int:
@@ -278,32 +280,11 @@ def _error_of(header: Header) -> OndolError:
     return made
 
 
-def _end_group(process: subprocess.Popen[bytes], *, is_wanted: bool) -> None:
+def _see_it_end(process: subprocess.Popen[bytes], *, is_wanted: bool) -> None:
     """Wait until the process and its whole group are gone; SIGKILL what does not go."""
     if is_wanted:
         try:
-            process.wait(timeout=5)
+            process.wait(timeout=_EXIT_LIMIT_S)
         except subprocess.TimeoutExpired:
             log.warning("device.killed", reason="it did not exit when its socket closed")
-    _kill_group(process.pid)
-    process.wait()
-    limit = time.monotonic() + _GROUP_GONE_LIMIT_S
-    while _group_exists(process.pid) and time.monotonic() < limit:
-        threading.Event().wait(0.02)
-
-
-def _kill_group(pgid: int) -> None:
-    try:
-        os.killpg(pgid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        log.exception("device.group_not_ours", pgid=pgid)
-
-
-def _group_exists(pgid: int) -> bool:
-    try:
-        os.killpg(pgid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    end_group(process)

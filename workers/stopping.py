@@ -1,4 +1,4 @@
-"""Being asked to stop before Celery listens: noted from the first line of a node's program on, and passed on to it.
+"""Being asked to stop before Celery listens: noted from before a node holds anything, and passed on to it.
 
 Without this, SIGTERM ends a node that is starting at once: its lease is left to lapse, and its device process with it.
 Imports nothing that takes time, so that a program can listen before its other imports.

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +26,7 @@ from ondol.control.ringer import Ringer
 from ondol.sql.database import Database
 from ondol.sql.sessions import INFER
 from ondol.sql.unit_of_work import UnitOfWork
+from workers.claims import Claims
 from workers.hearing import Hearing
 from workers.session import SessionKeeper
 from workers.vital_thread import vital_thread
@@ -190,7 +191,40 @@ class WorkWatch:
         return uow.ringing.recall_unclaimed(rung_before=uow.now - self._unheard_s, worker=self._worker)
 
 
-def end_for_a_new_start(grace_s: float) -> None:
+def watch_of_node(
+    *,
+    database: Database,
+    redis_url: str,
+    queues: Sequence[str],
+    ringer: Ringer,
+    session: Callable[[], SessionKeeper],
+    worker: str,
+    hearing: Hearing,
+    claims: Claims,
+    num_handlers: int,
+    role: str,
+    unheard_s: float,
+    grace_s: float,
+) -> WorkWatch:
+    """The watch over a node that takes messages from `queues` on `num_handlers` threads, which say in `claims` what
+    they have; one that is deaf for good ends within `grace_s`, the time to hand its work back.
+    """
+    return WorkWatch(
+        database=database,
+        queues=QueueLook(redis_url, queues),
+        ringer=ringer,
+        session=session,
+        worker=worker,
+        hearing=hearing,
+        is_idle=lambda: claims.is_empty,
+        end=lambda: _end_for_a_new_start(grace_s),
+        unheard_s=unheard_s,
+        role=role,
+        has_room=lambda: claims.num_messages < num_handlers,
+    )
+
+
+def _end_for_a_new_start(grace_s: float) -> None:
     """Stop as on SIGTERM, with what is held handed back; at the latest when the grace is over, with exit code 71."""
     limit = threading.Timer(grace_s + _END_SLACK_S, os._exit, (EXIT_DEAF,))
     limit.daemon = True

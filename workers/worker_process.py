@@ -19,9 +19,7 @@ from models_store.input_blobs import InputBlobs
 from models_store.result_blobs import ResultBlobs
 from models_store.store import ModelStore
 from ondol.broker.call_worker import CallTaker, ReplySender
-from ondol.broker.celery_app import queue_name
 from ondol.broker.dead_letters import DeadLetters
-from ondol.broker.lying import QueueLook
 from ondol.broker.publisher import Publisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.devices import count_cpu_devices
@@ -35,11 +33,12 @@ from ondol.metrics.roles import WorkerMetrics
 from ondol.metrics.server import serve_metrics
 from ondol.settings import WorkerSettings
 from ondol.sql.database import Database
+from ondol.sql.sessions import INFER
 from workers.batcher import Batcher
 from workers.call_loop import CallLoop
 from workers.child_environment import log_environment
 from workers.claims import ClaimAudit, Claims
-from workers.consuming import consume
+from workers.consuming import consume, queues_of
 from workers.device_keeper import DeviceKeeper, DeviceProgram
 from workers.device_lock import hold_device
 from workers.dispatcher import Dispatcher
@@ -57,7 +56,7 @@ from workers.session import SessionKeeper, WorkerIdentity
 from workers.sharding.planner import ShardPlanner
 from workers.stopping import StopRequest
 from workers.warm_models import WarmModels
-from workers.work_watch import WorkWatch, end_for_a_new_start
+from workers.work_watch import WorkWatch, watch_of_node
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +101,8 @@ def check_engine(settings: WorkerSettings) -> None:
 
 class WorkerProcess:
     """Builds every part of a worker, starts it, and takes it down in order."""
+
+    _session: SessionKeeper
 
     def __init__(self, settings: WorkerSettings, make_program: MakeProgram, stop: StopRequest) -> None:
         check_engine(settings)
@@ -158,11 +159,11 @@ class WorkerProcess:
         self._inputs = InputBlobs(settings.resolved_store_url())
         self._planner = self._make_planner()
         self._claims = Claims()
+        self._queues = queues_of(self.name, Priority)
         self._hearing = Hearing()
         self._watch = self._make_watch()
         self._device_down_at: float | None = None
         self._memory_bytes: int | None = None
-        self._session: SessionKeeper
 
     def run(self) -> int:
         """Work until told to stop; the exit code."""
@@ -242,7 +243,7 @@ class WorkerProcess:
         return consume(
             self._redis_url,
             name=self.name,
-            queues=self._queues(),
+            queues=self._queues,
             concurrency=self._settings.handler_threads,
             handle=lambda message_id: handle(message_id, deps),
             begin_to_stop=self._begin_to_stop,
@@ -294,21 +295,20 @@ class WorkerProcess:
         if not self._stopping.is_set():
             self._metrics.device.restarts.inc()
 
-    def _queues(self) -> tuple[str, ...]:
-        return tuple(queue_name(self.name, priority) for priority in Priority)
-
     def _make_watch(self) -> WorkWatch:
-        return WorkWatch(
+        return watch_of_node(
             database=self._database,
-            queues=QueueLook(self._redis_url, self._queues()),
+            redis_url=self._redis_url,
+            queues=self._queues,
             ringer=self._ringer,
             session=lambda: self._session,
             worker=self.name,
             hearing=self._hearing,
-            is_idle=lambda: self._claims.is_empty,
-            end=lambda: end_for_a_new_start(self._settings.grace_s),
+            claims=self._claims,
+            num_handlers=self._settings.handler_threads,
+            role=INFER,
             unheard_s=self._settings.unheard_s,
-            has_room=lambda: self._claims.num_messages < self._settings.handler_threads,
+            grace_s=self._settings.grace_s,
         )
 
     def _make_ringer(self) -> Ringer:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -154,6 +155,16 @@ def test_a_process_killed_between_batches_costs_no_row() -> None:
         for work in works:
             assert work.done.wait(LIMIT_S)
             assert not work.errors
+
+
+def test_nobody_waits_for_a_device_process_once_it_is_stopped() -> None:
+    program = DeviceProgram((sys.executable, "-c", "import signal; signal.pause()"))  # it never says that it is ready
+    keeper = DeviceKeeper(program, forward_limit_s=20, on_up=lambda _: None, on_down=lambda: None)
+    keeper.start()
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(keeper.wait_up, 2 * LIMIT_S)
+        keeper.stop()
+        assert not waiting.result(LIMIT_S)
 
 
 def test_a_work_that_must_be_alone_shares_the_device_with_nobody() -> None:

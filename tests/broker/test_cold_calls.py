@@ -21,7 +21,7 @@ from tests.servers import RedisServer
 from tests.waiting import wait_until
 from workers.batcher import Batcher
 from workers.call_loop import CallLoop
-from workers.cold_calls import MAX_CALLS, MAX_CHARACTERS
+from workers.cold_calls import MAX_CALLS, MAX_CHARACTERS, ColdCalls
 from workers.in_flight import InFlight
 
 pytestmark = pytest.mark.integration
@@ -130,6 +130,17 @@ def test_long_texts_are_bounded_too(stand: Stand) -> None:
     stand.wait_for(overloaded=5)
     stand.library.let_in.set()
     stand.wait_for(overloaded=5, model_not_found=33)
+
+
+def test_a_pair_that_is_none_ends_no_worker() -> None:
+    refused: list[str] = []
+    waiting = ColdCalls(lambda _api, _call: None, lambda _api, call, _error: refused.append(call.id))
+    pairs: Any = [{"text": 7, "text_pair": None}]
+    calls = [CallRequest("slow", "slow", JobKind.TEXT_CLASSIFICATION, {}, pairs, deadline_at=0.0) for _ in range(2)]
+    for call in calls:
+        waiting.add(API, call)
+    waiting.stop()
+    assert refused == [call.id for call in calls], "both have waited for their model"
 
 
 def test_calls_to_one_slow_model_hold_back_no_other(stand: Stand) -> None:

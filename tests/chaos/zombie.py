@@ -76,7 +76,7 @@ class Zombie(threading.Thread):
         claimed: list[ClaimedJob] = []
         unclaimed: list[str] = []
         until = time.monotonic() + min(RING_LIMIT_S, 0.7 * self._lease_s)
-        while time.monotonic() < until and not unclaimed:
+        while True:
             for message_id in database.read(lambda uow: [str(row.id) for row in uow.conn.execute(self._rung())]):
                 if claimed:
                     unclaimed.append(message_id)
@@ -84,22 +84,23 @@ class Zombie(threading.Thread):
                 claimed += database.write(
                     lambda uow, m=message_id: uow.attempts.claim(m, session_id=session_id, worker=self._worker)  # type: ignore[misc]  # bound at definition
                 )
+            if unclaimed or time.monotonic() >= until:
+                return session_id, claimed, unclaimed
             time.sleep(_POLL_S)
-        return session_id, claimed, unclaimed
 
     def _rung(self) -> sa.Select[tuple[str]]:
         return sa.select(messages.c.id).where(messages.c.worker == self._worker, messages.c.claimed_at.is_(None))
 
     def _wait_until_overtaken(self, database: Database, session_id: str, claimed: list[ClaimedJob]) -> list[ClaimedJob]:
         """The jobs that have another attempt or have ended; waits for all of them, and until the lease is over."""
-        over: set[str] = set()
         until = time.monotonic() + OVERTAKEN_LIMIT_S
         while not database.read(lambda uow: _is_over(uow, session_id)) and time.monotonic() < until:
             time.sleep(_POLL_S)
-        while len(over) < len(claimed) and time.monotonic() < until:
+        while True:
             over = database.read(lambda uow: _overtaken(uow, claimed))
+            if len(over) == len(claimed) or time.monotonic() >= until:
+                return [job for job in claimed if job.id in over]
             time.sleep(_POLL_S)
-        return [job for job in claimed if job.id in over]
 
     def _write(self, database: Database, session_id: str, claimed: list[ClaimedJob], unclaimed: list[str]) -> None:
         renewed = database.write(lambda uow: uow.sessions.renew(session_id, lease_s=1.0, is_ready=True, warm=[]))

@@ -357,6 +357,8 @@ def test_one_logit_is_compared_by_its_relative_difference() -> None:
     assert off.min_cosine == pytest.approx(1 - 0.01**2 / 2, abs=1e-6)
     broken = compare_logits(np.full_like(reference, np.nan), reference)
     assert (broken.mean_cosine, broken.min_cosine) == (0.0, 0.0)
+    overflown = compare_logits(np.full_like(reference, np.inf), reference)
+    assert (overflown.mean_cosine, overflown.min_cosine) == (-1.0, -1.0), "a number, which JSON has"
     assert worse(off, broken) == broken
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
 
-from ondol.contract.errors import InvalidPayload, ModelCannot, OutOfDeviceMemory
+from ondol.contract.errors import DeviceLost, InvalidPayload, ModelCannot, OutOfDeviceMemory
 from ondol.contract.model_spec import PoolingMode
 from tests.equal_to_reference.engines import make_engine, run_rows, vectors
 from tests.tiny_models import MODEL_TYPES, PADDED_TYPES, make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
-from workers.device import packed, torch_engine
+from workers.device import packed, probing, torch_engine
 from workers.device.checks import Plan
 from workers.device.encoding import Encoded, encode
 from workers.device.engine import FloatArray, LoadRequest
 from workers.device.loading import LoadedModel
+from workers.device.packed import forward_packed
 from workers.device.rows import Rows
+from workers.device.states import States
 
 pytestmark = pytest.mark.unit
 
@@ -197,6 +200,27 @@ def test_what_the_model_has_no_vector_for_is_refused(
 ) -> None:
     with pytest.raises(InvalidPayload):
         vectors(make_engine(), bert, rows, **options)
+
+
+def test_packed_rows_that_are_no_numbers_in_the_low_precision_are_not_taken_for_right(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow_if_low(model: torch.nn.Module, rows: Rows, **how: Any) -> States:
+        found = forward_packed(model, rows, **how)
+        return States(found.hidden * torch.nan, 0) if found.hidden.dtype == torch.bfloat16 else found
+
+    monkeypatch.setattr(probing, "forward_packed", overflow_if_low)
+    loaded = make_engine().load(LoadRequest(model_handle(bert, "bfloat16"), is_pinned=False))
+    assert not loaded.is_packed and loaded.why_padded is not None and "cosine" in loaded.why_padded
+
+
+def test_a_device_that_is_lost_in_the_probe_is_no_reason_to_pad(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object, **__: object) -> States:
+        raise DeviceLost("an illegal address")
+
+    monkeypatch.setattr(probing, "forward_packed", lose)
+    with pytest.raises(DeviceLost):
+        make_engine().load(LoadRequest(model_handle(bert), is_pinned=False))
 
 
 @contextmanager

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.device_child import model_header, run_frame, vectors_of
+from tests.device_child import device_child, model_header, run_frame, vectors_of
 from tests.equal_to_reference.engines import run_rows, vectors
-from tests.gpu.children import cuda_child
 from tests.gpu.on_cuda import DEVICE, cosines, make_engine, make_model, random_rows
 from tests.tiny_models import make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
@@ -61,7 +60,7 @@ def test_a_lost_context_ends_the_process_with_the_batch_unanswered(tmp_path: Pat
     folder = make_tiny_model(tmp_path / "lying")
     write_spec(folder, model_spec_of(folder, type_vocab_size=9))  # the model knows two: a device-side assert
     model = model_header(model_handle(folder))
-    with cuda_child() as child:
+    with device_child(device="cuda:0") as child:
         header, body = child.ask(*run_frame(1, model, [[7, 8, 9]]))
         assert vectors_of(header, body).shape == (1, 32)
         frame, ids = run_frame(2, model, [[7, 8, 9]])
@@ -69,7 +68,7 @@ def test_a_lost_context_ends_the_process_with_the_batch_unanswered(tmp_path: Pat
         with pytest.raises((EOFError, ConnectionError)):
             child.ask(frame | {"has_type_ids": True}, ids + types)
         assert child.process.wait(30) == 1
-    with cuda_child() as successor:
+    with device_child(device="cuda:0") as successor:
         header, body = successor.ask(*run_frame(3, model, [[7, 8, 9]]))
         assert vectors_of(header, body).shape == (1, 32)
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from ondol.contract.frames import receive_frame
-from tests.device_child import ANSWER_LIMIT_S, REPOSITORY, child_environment
+from tests.device_child import device_child
 from tests.gpu.on_cuda import DEVICE, make_engine
 from tests.tiny_models import make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
@@ -41,19 +36,10 @@ def free_again() -> Iterator[None]:
 
 
 def test_a_device_process_that_is_told_no_bound_measures_the_gpu() -> None:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(ANSWER_LIMIT_S)
-    options = ["--fd", str(theirs.fileno()), "--device", "cuda:0", "--threads", "1", "--batch-tokens", "1024"]
-    options += ["--cores", ",".join(map(str, sorted(os.sched_getaffinity(0))))]
-    command = [sys.executable, "-m", "workers.device", *options]
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=REPOSITORY, env=child_environment())
-    theirs.close()
-    with ours:
-        frame = receive_frame(ours)
-    assert process.wait(ANSWER_LIMIT_S) == 0
-    assert frame is not None
+    with device_child(device="cuda:0", memory_mb=None) as child:
+        found = int(child.ready["memory_bytes"])
+    assert child.process.returncode == 0
     total = torch.cuda.get_device_properties(DEVICE).total_memory
-    found = int(frame[0]["memory_bytes"])
     assert 0.2 * total < found < GPU_SHARE * total, "what this process holds of it is taken off"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,26 @@ def test_a_torn_marker_costs_one_copy_and_no_other_model(store: ModelStore, tmp_
     tear(cache.materialise(store, first, "m:1"), content)
     assert contents(cache.materialise(store, second, "m:2")) == contents(tmp_path / "version2")
     assert contents(cache.materialise(store, first, "m:1")) == contents(tmp_path / "version1")
+
+
+def test_a_torn_version_that_goes_while_it_is_counted_costs_no_other_model(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn, new = (publish(store, tmp_path, seed) for seed in (1, 2))
+    cache = LocalCache(tmp_path / "cache", 100_000)
+    tear(cache.materialise(store, torn, "m:1"), b"")
+    is_file = Path.is_file
+
+    def gone_at_once(path: Path) -> bool:
+        """What was a file a moment ago: another process that wants the version takes the torn one away."""
+        was_file = is_file(path)
+        shutil.rmtree(tmp_path / "cache" / torn, ignore_errors=True)
+        return was_file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", gone_at_once)
+        folder = cache.materialise(store, new, "m:2")
+    assert contents(folder) == contents(tmp_path / "version2")
 
 
 def test_a_torn_version_that_nobody_wants_goes_first(store: ModelStore, tmp_path: Path) -> None:

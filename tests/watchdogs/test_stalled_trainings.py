@@ -60,10 +60,13 @@ def test_a_stalled_child_is_replaced_a_held_one_is_not_and_none_outlives_its_nod
         wait_until(lambda: client.job(job_id)["attempt"] == first + 1, within_s=CURED_WITHIN_S, what="the next attempt")
         repairs = cluster.database.read(lambda uow: uow.leaders.repair_counts())
         assert repairs["trainer_stalled"] == 1
+        assert any("the trainer was ended: no step for" in line for line in client.messages(job_id))
+        wait_until(
+            lambda: any("training goes on from step" in line for line in client.messages(job_id)),
+            within_s=CURED_WITHIN_S,
+            what="the training to go on",
+        )
         client.wait_for_step(job_id, reached + 5)
-        said = client.messages(job_id)
-        assert any("the trainer was ended: no step for" in line for line in said)
-        assert any("training goes on from step" in line for line in said)
 
         second = child_of(cluster)
         assert _holds_the_device(second), "the device is held as long as a child is there"

@@ -60,12 +60,13 @@ def compare(vectors: FloatArray, reference: FloatArray) -> Fidelity:
 def compare_logits(logits: FloatArray, reference: FloatArray) -> Fidelity:
     """Like `compare`, for logits [B, C]; one class alone has no direction, so its relative difference is taken.
 
-    A difference r, in units of the largest reference, counts as the cosine of vectors that differ by as much.
+    A difference r, in units of the largest reference, counts as the cosine of vectors that differ by as much: no less
+    than -1, however large, so that every measure is a number that JSON has.
     """
     if logits.shape[1] > 1:
         return compare(logits, reference)
     relative = np.abs(logits - reference)[:, 0] / max(float(np.abs(reference).max()), 1e-12)
-    closeness = np.nan_to_num(1.0 - relative**2 / 2, nan=0.0)
+    closeness = np.nan_to_num(1.0 - np.minimum(relative, 2.0) ** 2 / 2, nan=0.0)
     return Fidelity(mean_cosine=float(closeness.mean()), min_cosine=float(closeness.min()))
 
 

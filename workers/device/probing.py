@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ondol.contract.errors import DeviceError, OutOfDeviceMemory
+from ondol.contract.errors import DeviceError, DeviceLost, OutOfDeviceMemory
 from ondol.contract.model_spec import ModelSpec, PoolingMode
 from workers.device.device_errors import device_errors
 from workers.device.packed import PACKED_ATTENTION, forward_packed
@@ -37,7 +37,8 @@ _SEED = 20
 def why_not_packed(model: nn.Module, spec: ModelSpec) -> str | None:
     """None if packed rows are right, else the reason; leaves the model with the attention that is to be used.
 
-    Runs the model, so it is warm afterwards. OutOfDeviceMemory passes through; any other failure is a reason.
+    Runs the model, so it is warm afterwards. OutOfDeviceMemory and DeviceLost pass through; any other failure is a
+    reason.
     """
     own_attention: str = model.config._attn_implementation  # type: ignore[union-attr, assignment]  # a transformers model
     rows = probe_rows(spec, model)
@@ -48,7 +49,7 @@ def why_not_packed(model: nn.Module, spec: ModelSpec) -> str | None:
             reason = _compare_in_float32(model, rows, spec, own_attention)
             if reason is None and alone is not None:
                 reason = _compare_in_low_precision(model, rows, spec, alone)
-    except OutOfDeviceMemory:
+    except (OutOfDeviceMemory, DeviceLost):
         raise
     except DeviceError as exc:
         reason = exc.message
@@ -113,7 +114,7 @@ def _compare_in_low_precision(
 ) -> str | None:
     together = pool(_forward_together(model, rows, spec), Rows.joined(rows), _MODES)
     cosine = float(functional.cosine_similarity(together, alone, dim=1).min())
-    if cosine < MIN_COSINE:
+    if not cosine >= MIN_COSINE:  # nor where it is no number
         return f"packed vectors have cosine {cosine:.5f} to those of the rows alone"
     return None
 

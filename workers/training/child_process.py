@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +21,12 @@ import psutil
 import structlog
 
 from workers.child_environment import device_environment
+from workers.process_group import end_group
 
 log = structlog.get_logger(__name__)
 
 Event = dict[str, Any]
 
-_GROUP_GONE_LIMIT_S = 30.0
 _KEPT_LINES = 40
 _MAX_WAITING_LINES = 1_000
 _MAX_LINE_BYTES = 4_096
@@ -128,11 +126,7 @@ class ChildProcess:
 
     def end(self) -> int:
         """SIGKILL the whole group and wait until it is gone; the child's exit code. Also after a regular exit."""
-        _kill_group(self.pid)
-        code = self._process.wait()
-        limit = time.monotonic() + _GROUP_GONE_LIMIT_S
-        while _group_exists(self.pid) and time.monotonic() < limit:
-            threading.Event().wait(0.02)
+        code = end_group(self._process)
         for reader in self._readers:
             reader.join(timeout=5)
         return code
@@ -197,18 +191,3 @@ def _parse(line: str) -> Event | None:
         log.warning("trainer.event_unreadable", num_chars=len(line))
         return None
     return event
-
-
-def _kill_group(pgid: int) -> None:
-    try:
-        os.killpg(pgid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _group_exists(pgid: int) -> bool:
-    try:
-        os.killpg(pgid, 0)
-    except ProcessLookupError:
-        return False
-    return True

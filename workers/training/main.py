@@ -18,9 +18,7 @@ from models_store.cache import LocalCache
 from models_store.checkpoints import CheckpointStore
 from models_store.file_blobs import FileBlobs
 from models_store.store import ModelStore
-from ondol.broker.celery_app import queue_name
 from ondol.broker.dead_letters import DeadLetters
-from ondol.broker.lying import QueueLook
 from ondol.broker.publisher import Publisher as MessagePublisher
 from ondol.broker.wake import StrikeListener, WakeBus
 from ondol.contract.errors import OndolError
@@ -33,7 +31,7 @@ from ondol.sql.database import Database
 from ondol.sql.sessions import TRAIN
 from ondol.sql.training import CHECK_LANE, TRAIN_LANE
 from workers.claims import ClaimAudit, Claims
-from workers.consuming import consume
+from workers.consuming import consume, queues_of
 from workers.device_lock import hold_device
 from workers.hearing import Hearing
 from workers.memory import resident_bytes
@@ -44,7 +42,7 @@ from workers.training.node import NodeDeps, NodeLimits, handle_training
 from workers.training.publishing import Publisher
 from workers.training.struck import StruckJobs
 from workers.training.workspace import Host, Stores
-from workers.work_watch import WorkWatch, end_for_a_new_start
+from workers.work_watch import WorkWatch, watch_of_node
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +92,7 @@ class TrainerProcess:
             gate=settings.run_dir / f"gate-{slug}",
             lock_fd=self._lock_fd,
         )
+        self._queues = queues_of(self.name, LANES)
         self._hearing = Hearing()
         self._watch = self._make_watch()
         self._session = self._make_session()
@@ -124,7 +123,7 @@ class TrainerProcess:
         return consume(
             self._redis_url,
             name=self.name,
-            queues=self._queues(),
+            queues=self._queues,
             concurrency=len(LANES),
             handle=lambda message_id: handle_training(message_id, deps),
             begin_to_stop=self._begin_to_stop,
@@ -179,22 +178,20 @@ class TrainerProcess:
         os.close(self._lock_fd)
         log.info("trainer.down", worker=self.name)
 
-    def _queues(self) -> tuple[str, ...]:
-        return tuple(queue_name(self.name, lane) for lane in LANES)
-
     def _make_watch(self) -> WorkWatch:
-        return WorkWatch(
+        return watch_of_node(
             database=self._database,
-            queues=QueueLook(self._redis_url, self._queues()),
+            redis_url=self._redis_url,
+            queues=self._queues,
             ringer=self._ringer,
             session=lambda: self._session,
             worker=self.name,
             hearing=self._hearing,
-            is_idle=lambda: self._claims.is_empty,
-            end=lambda: end_for_a_new_start(self._settings.train_grace_s),
-            unheard_s=self._settings.unheard_s,
+            claims=self._claims,
+            num_handlers=len(LANES),
             role=TRAIN,
-            has_room=lambda: self._claims.num_messages < len(LANES),
+            unheard_s=self._settings.unheard_s,
+            grace_s=self._settings.train_grace_s,
         )
 
     def _make_session(self) -> SessionKeeper:
