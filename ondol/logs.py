@@ -1,4 +1,8 @@
-"""Structured logs on stderr: our events and the library loggers in one form, for machines or people. No payloads."""
+"""Structured logs on stderr: our events and the library loggers in one form, for machines or people. No payloads.
+
+A line that cannot be written (a full disk, a reader that is gone) changes nothing of what a process does: the next line
+that can says how many there were.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TextIO, cast
 
 import structlog
 
@@ -33,9 +38,11 @@ def log_context(**fields: object) -> Iterator[None]:
 def configure_logging(level: LogLevel, form: LogFormat, *, process: str) -> None:
     """Set up structlog and the standard library's logging; called once, in a composition root."""
     number = logging.getLevelNamesMapping()[level.upper()]
+    output = _Output(sys.stderr)
     shared: list[structlog.typing.Processor] = [
         _merge_context,
         _naming(process),
+        output.tell_of_failed_lines,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -46,10 +53,10 @@ def configure_logging(level: LogLevel, form: LogFormat, *, process: str) -> None
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, output)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -59,6 +66,35 @@ def configure_logging(level: LogLevel, form: LogFormat, *, process: str) -> None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))  # of libraries only what a person may act on
+
+
+class _Output:
+    """What loggers need of a stream, without its errors."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._num_failed = 0
+
+    def write(self, line: str) -> None:
+        """Write the line through to the file, or count it."""
+        try:
+            self._stream.write(line)
+            self._stream.flush()
+        except OSError:
+            self._num_failed += 1
+        else:
+            self._num_failed = 0
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def tell_of_failed_lines(
+        self, _logger: object, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        """Processor: the number of lines before this one that could not be written, if there are any."""
+        if self._num_failed:
+            event["log_lines_failed"] = self._num_failed
+        return event
 
 
 def _merge_context(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
