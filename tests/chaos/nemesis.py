@@ -157,13 +157,16 @@ class Nemesis:
         return None
 
     def _second_holder(self, fault: Fault) -> Undo:
-        """Start a second process for the same device; while the first one lives it must give up."""
+        """Start a second process for the same device; while the first one lives it must give up.
+
+        Where the first has no device process yet, it may be starting itself, and then either may come first.
+        """
         world, name = self._world, fault.target
-        first = world.cluster.processes[name]
+        first, is_held = world.cluster.processes[name], bool(world.children(fault.target, "--batch-tokens"))
 
         def watch() -> None:
             code, said = world.cluster.run_beside(name, until=_HOLDS, within_s=_BESIDE_LIMIT_S)
-            if world.cluster.processes[name] is first and first.poll() is None:
+            if is_held and world.cluster.processes[name] is first and first.poll() is None:
                 refused = _HOLDS not in said  # one that had no time to come so far has held nothing
                 world.history.note("second_holder", worker=name, refused=refused, exit_code=code)
 
