@@ -37,9 +37,10 @@ UNKNOWN_RETRY_AFTER_S = 50.0
 """When to come back while nothing drains. With the spread it stays under a minute: our client gives up rather than wait
 for longer."""
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 0.25, 3600.0
-"""`Retry-After` itself has whole seconds and is never less than one; `retry-after-ms` is told as it is."""
+"""`Retry-After` itself has whole seconds and is never less than one; `retry-after-ms` is told with the spread."""
 _SPREAD_S, _SPREAD_SHARE = 0.25, 0.1
-"""Who was refused with others does not come back with them: up to so much later, which also is on the safe side."""
+"""Who was refused with others does not come back with them: up to so much later, which also is on the safe side.
+Whole seconds, rounded up, need none: it would only make them one too many."""
 UNANSWERED_S = 60.0
 """How long room is held for a write of which nobody knows whether it will be committed."""
 _SHARE_OF_A_THREAD = 0.05
@@ -266,7 +267,8 @@ class Admission:
             raise Overloaded(
                 f"{amount.num_jobs} jobs of {amount.num_tokens} estimated tokens wait already"
                 f"{' in this project' if scope else ''}, of at most {jobs} and {tokens}; come back later",
-                retry_after_s=waits_s + random.uniform(0.0, _SPREAD_S + _SPREAD_SHARE * waits_s),
+                retry_after_s=waits_s,
+                spread_s=random.uniform(0.0, _SPREAD_S + _SPREAD_SHARE * waits_s),
             )
 
     def _check_trainings(self, backlog: Backlog, project_id: str, num: int) -> None:

@@ -120,6 +120,6 @@ def _headers(error: e.OndolError, status: int) -> dict[str, str]:
         wait_s = getattr(error, "retry_after_s", _DEFAULT_RETRY_AFTER_S)
         headers = {"x-should-retry": "true", "retry-after": str(max(1, math.ceil(wait_s)))}
         if isinstance(error, e.Overloaded):  # measured; whole seconds would be wrong by as much as there is to wait
-            headers["retry-after-ms"] = str(math.ceil(1000 * wait_s))
+            headers["retry-after-ms"] = str(math.ceil(1000 * (wait_s + error.spread_s)))
         return headers
     return {}

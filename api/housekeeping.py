@@ -48,6 +48,7 @@ class Housekeeping:
         self._garbage = StoreGarbage(services.settings.resolved_store_url())
         self._database = services.database.without_limit()
         self._tasks: list[asyncio.Task[None]] = []
+        self._last_batch = ""
 
     def start(self) -> None:
         """Begin."""
@@ -94,11 +95,15 @@ class Housekeeping:
     async def finish_batches(self) -> None:
         """If no other process did lately: have the files of ended batches written, before their results are gone.
 
-        Whoever asks for a batch has them written at once; but nobody may ask in time.
+        Whoever asks for a batch has them written at once; but nobody may ask in time. A round goes on where the last
+        one ended: batches whose files cannot be written do not keep the others from theirs.
         """
         if not await self._database.write(lambda uow: _take_turn(uow, BATCHES, BATCHES_EVERY_S / 2)):
             return
-        finish_soon(self._services, await self._database.read(lambda uow: uow.batches.without_files(limit=MAX_BATCHES)))
+        behind = self._last_batch
+        found = await self._database.read(lambda uow: uow.batches.without_files(limit=MAX_BATCHES, behind=behind))
+        self._last_batch = "" if len(found) < MAX_BATCHES else max(job.id for job in found)
+        finish_soon(self._services, found)
 
     async def collect(self) -> None:
         """If it is due: let a child delete what nothing in the store needs, as `ondol models gc --yes` does."""

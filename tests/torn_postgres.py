@@ -22,7 +22,7 @@ class TornPostgres:
         self._cut = threading.Event()
         self._refuse = threading.Event()
         self._open: list[socket.socket] = []
-        self.num_torn = 0
+        self.num_to_tear = self.num_torn = 0
         threading.Thread(target=self._accept, name="torn-postgres", daemon=True).start()
 
     @property
@@ -35,6 +35,7 @@ class TornPostgres:
 
     def tear(self, *, then_refuse: bool = False) -> None:
         """Lose the answer to the next commit; `then_refuse`: no new connection is let through after it."""
+        self.num_to_tear += 1
         self._tear.set()
         if then_refuse:
             self._refuse.set()

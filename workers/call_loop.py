@@ -74,7 +74,7 @@ class CallLoop:
         self._thread.join(timeout=limit_s)
         self._cold.wait(max(0.0, ends_at - time.monotonic()))
         with self._changed:
-            self._changed.wait_for(lambda: self._open_calls == 0, limit_s)
+            self._changed.wait_for(lambda: self._open_calls == 0, max(0.0, ends_at - time.monotonic()))
         self._is_over.set()
         for api_id, request in self._taker.take_waiting():
             self._refuse(api_id, request, stopping())

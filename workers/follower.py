@@ -135,10 +135,10 @@ class AliasFollower:
         if move.version_id is not None and follow.dtypes:
             try:
                 self._warm_up(move, move.version_id, follow.dtypes)
-            except (OndolError, TimeoutError) as exc:
+            except OndolError as exc:
                 log.warning("alias.not_followed", ref=f"{move.model}:{move.number}", reason=str(exc)[:200])
-                is_done = isinstance(exc, OndolError) and not exc.retryable
-                if getattr(exc, "code", None) not in NO_ROOM:  # else the old one must make room
+                is_done = not exc.retryable
+                if exc.code not in NO_ROOM:  # else the old one must make room
                     return is_done
         self._leaving.update((digest, ref) for digest, ref in left.items() if _keys_of(digest, warm))
         return is_done
@@ -167,7 +167,7 @@ class AliasFollower:
             keys = _keys_of(digest, self._warm.keys())
             try:
                 self._library.unload(digest, keys)
-            except (OndolError, TimeoutError) as exc:
+            except OndolError as exc:
                 log.info("alias.old_version_not_unloaded", ref=ref, reason=str(exc)[:200])
                 return
             self._warm.unloaded(keys)

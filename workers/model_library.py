@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from models_store.cache import LocalCache
 from models_store.store import ModelStore
-from ondol.contract.errors import InvalidPayload, ModelStoreError, OndolError
+from ondol.contract.errors import DeviceLost, InvalidPayload, ModelStoreError, OndolError
 from ondol.contract.frames import Header
 from ondol.contract.model_spec import SPEC_FILE, ModelSpec, parse_model_spec
 from ondol.sql.database import Database
@@ -196,10 +196,13 @@ class ModelLibrary:
     def _ask(self, request: Header) -> Header:
         """The device's answer. One that is being replaced is waited for: attempts would be used up before it is back.
 
-        DeviceLost when it is not back in time, or ends over this very request; DeviceError.
+        DeviceLost when it is not back in time, ends over this very request or never answers it; DeviceError.
         """
         self._keeper.wait_up(_DEVICE_UP_LIMIT_S)
-        return self._keeper.request(request).result(_DEVICE_REQUEST_LIMIT_S)[0]
+        try:
+            return self._keeper.request(request).result(_DEVICE_REQUEST_LIMIT_S)[0]
+        except TimeoutError:
+            raise DeviceLost(f"the device process has not answered for {_DEVICE_REQUEST_LIMIT_S:g} s") from None
 
     def _make_room(self) -> None:
         """Forget what was used longest ago, and is not pinned, as far as there is too much of it."""

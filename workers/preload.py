@@ -72,10 +72,9 @@ class Preloader:
         """Load what the reference stands for; whether that failed for a reason that passes."""
         try:
             self._load(text, parse_model_ref(text, param="MODELS"))
-        except (OndolError, TimeoutError) as exc:
-            is_passing = not isinstance(exc, OndolError) or exc.retryable
-            log.warning("preload.failed", ref=text, reason=str(exc)[:200], is_tried_again=is_passing)
-            return is_passing
+        except OndolError as exc:
+            log.warning("preload.failed", ref=text, reason=str(exc)[:200], is_tried_again=exc.retryable)
+            return exc.retryable
         except Exception:  # the edge of one model: what it breaks here must not end the worker that serves others
             log.exception("preload.crashed", ref=text)
         return False

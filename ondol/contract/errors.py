@@ -199,14 +199,18 @@ class NotAcceptable(OndolError):
 
 
 class Overloaded(OndolError):
-    """A queue or in-flight limit is reached; `retry_after_s` says when to come back."""
+    """A queue or in-flight limit is reached; `retry_after_s` says when there will be room.
+
+    `spread_s`: how much later to come back, so that those who were refused together do not come together.
+    """
 
     code = "overloaded"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: float, param: str | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, spread_s: float = 0.0, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+        self.spread_s = spread_s
 
 
 class NotReady(OndolError):

@@ -26,6 +26,3 @@ INFERENCE_KINDS = frozenset({JobKind.EMBEDDING, JobKind.TEXT_CLASSIFICATION, Job
 
 SUPPORTED_KINDS = INFERENCE_KINDS | {JobKind.IMPORT, JobKind.FINE_TUNE}
 """Kinds with a worker behind them; submitting another one is refused by name, not queued for ever."""
-
-TRAINED_TASKS = frozenset({JobKind.TEXT_CLASSIFICATION, JobKind.TOKEN_CLASSIFICATION})
-"""Tasks that a fine-tune job can train."""

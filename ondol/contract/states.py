@@ -60,13 +60,6 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 TERMINAL = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
-FINAL = frozenset({_S.SUCCEEDED, _S.CANCELLED})
-ACTIVE = frozenset(set(_S) - TERMINAL)
-
-
-def may_follow(before: JobState, after: JobState) -> bool:
-    """Whether the table allows `before` to become `after`."""
-    return after in TRANSITIONS[before]
 
 
 def sources_of(after: JobState) -> frozenset[JobState]:

@@ -37,15 +37,18 @@ class BatchRepository:
         found = {job.id: job for job in self._uow.jobs.get_many(ids[:limit], project_id)}
         return [found[job_id] for job_id in ids if job_id in found], len(ids) > limit
 
-    def without_files(self, *, limit: int) -> list[JobRecord]:
-        """Batches of all projects that have ended, and whose results may be in no files since; the oldest first."""
+    def without_files(self, *, limit: int, behind: str = "") -> list[JobRecord]:
+        """Batches of all projects that have ended, and whose results may be in no files since; the oldest first.
+
+        `behind`: the id of a job; only later ones.
+        """
         written_at = jobs.c.batch["written_at"].as_float()
         # As an expression: SQLite would go through the primary key, all jobs that there ever were, for the order.
         oldest_first = sa.func.coalesce(jobs.c.id, sa.literal_column("''"))
         query = (
             sa.select(jobs.c.id, jobs.c.project_id)
             .where(jobs.c.batch.is_not(sa.null()), jobs.c.is_sharded, jobs.c.finished_at.is_not(None))
-            .where(sa.or_(written_at.is_(None), written_at <= jobs.c.finished_at))
+            .where(sa.or_(written_at.is_(None), written_at <= jobs.c.finished_at), oldest_first > behind)
             .order_by(oldest_first)
             .limit(limit)
         )

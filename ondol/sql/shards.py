@@ -115,11 +115,6 @@ class ShardRepository:
         rows: Sequence[Any] = self._conn.execute(query).all()
         return [_shard(row) for row in rows]
 
-    def unfinished_ids(self, parent_id: str) -> list[str]:
-        """Ids of the shards that are queued or running, by number."""
-        query = sa.select(jobs.c.id).where(jobs.c.parent_id == parent_id, jobs.c.state.in_(_OPEN)).order_by(jobs.c.id)
-        return list(self._conn.execute(query).scalars())
-
     def tokens_of(self, ended: Mapping[str, JobState]) -> dict[str, int]:
         """How many tokens the shards of each of these sharded jobs have run, which have ended in these states.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
-from ondol.contract.states import FINAL, TERMINAL, TRANSITIONS, JobState
+from ondol.contract.states import TERMINAL, TRANSITIONS, JobState
 from tests.chaos.history import Entry, History, Kind
 from tests.chaos.snapshot import Attempt, Job, Snapshot
 
@@ -246,7 +246,7 @@ def what_was_seen_stays(evidence: Evidence) -> Iterator[str]:
         seen_at, seen = final.get(job_id, (entry.n, status))
         if status != seen and seen_at < invoked.get(entry.call, 0):
             yield f"{job_id} was seen {seen}, then {status}"
-        if status in FINAL and job_id not in final:
+        if not TRANSITIONS[JobState(status)] and job_id not in final:
             final[job_id] = (entry.n, status)
     for job_id, (_, status) in final.items():
         job = evidence.snapshot.jobs.get(job_id)

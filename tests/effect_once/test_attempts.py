@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,7 +18,6 @@ from tests.job_fixtures import (
     LIMITS,
     completions,
     new_job,
-    open_database,
     open_session,
     project_of,
     ring_and_claim,
@@ -27,13 +25,6 @@ from tests.job_fixtures import (
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def test_a_claimed_job_is_completed_once_with_its_result_and_events(database: Database) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -13,10 +12,11 @@ from ondol.contract.errors import JobNotFound
 from ondol.sql.database import Database
 from ondol.sql.records import JobRecord
 from ondol.sql.tables import jobs
-from tests.job_fixtures import open_database, submit
+from tests.job_fixtures import submit
+from tests.servers import ON_POSTGRESQL
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 LIMIT_S = 20
 WAITING = sa.text(
@@ -24,22 +24,7 @@ WAITING = sa.text(
 )
 
 
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    database = open_database(postgresql_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def other(database: Database) -> Iterator[Database]:
-    """Another process's."""
-    other = Database(database.url)
-    yield other
-    other.close()
-
-
-def test_a_retry_in_the_middle_of_a_delete_waits_and_finds_no_job(database: Database, other: Database) -> None:
+def test_a_retry_in_the_middle_of_a_delete_waits_and_finds_no_job(database: Database, other_database: Database) -> None:
     [job] = submit(database, 1)
     database.write(lambda uow: uow.conn.execute(sa.update(jobs).values(state="failed", finished_at=1.0)))
     retries: list[Future[JobRecord]] = []
@@ -47,9 +32,11 @@ def test_a_retry_in_the_middle_of_a_delete_waits_and_finds_no_job(database: Data
     @event.listens_for(database._write_engine, "before_cursor_execute")
     def begin_retry(_conn: object, _cursor: object, statement: str, *_: object) -> None:
         if "DELETE FROM events" in statement and not retries:
-            retries.append(other.submit(lambda uow: uow.jobs.retry(job.id, job.project_id)))
+            retries.append(other_database.submit(lambda uow: uow.jobs.retry(job.id, job.project_id)))
             wait_until(
-                lambda: retries[0].done() or other.read(lambda uow: uow.conn.execute(WAITING).scalar_one()) == 1,
+                lambda: (
+                    retries[0].done() or other_database.read(lambda uow: uow.conn.execute(WAITING).scalar_one()) == 1
+                ),
                 within_s=LIMIT_S,
                 what="the retry to wait for the delete",
             )

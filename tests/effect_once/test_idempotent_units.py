@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ from tests.job_fixtures import (
     completions,
     new_fine_tune,
     new_job,
-    open_database,
     open_session,
     open_trainer,
     project_of,
@@ -34,8 +32,8 @@ from tests.job_fixtures import (
     submit,
     validate,
 )
-from tests.servers import RedisServer
-from tests.torn_postgres import TornPostgres, torn_postgres
+from tests.servers import ON_POSTGRESQL, RedisServer
+from tests.torn_postgres import TornPostgres
 from workers.import_job import Imported, ImportRunner
 from workers.model_library import ModelLibrary
 from workers.training import reporting
@@ -43,30 +41,7 @@ from workers.training.plan import BaseVersion, DataFile, DataFiles, TrainPlan
 from workers.training.publishing import Publisher, Trained
 from workers.training.reporting import Reporter
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = open_database(postgresql_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def link(database: Database) -> Iterator[TornPostgres]:
-    with torn_postgres(database.url) as torn:
-        yield torn
-        assert torn.num_torn == 1, "the test lost the answer to one commit"
-
-
-@pytest.fixture
-def far(link: TornPostgres) -> Iterator[Database]:
-    """The database through the link that tears."""
-    opened = Database(link.url)
-    assert opened.write(lambda uow: uow.now) > 0, "connected: what tears is the commit of the test"
-    yield opened
-    opened.close()
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 
 def test_submitting(database: Database, far: Database, link: TornPostgres) -> None:

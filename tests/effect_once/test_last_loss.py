@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,18 +11,11 @@ from ondol.contract.states import JobState
 from ondol.sql.database import Database
 from ondol.sql.records import JobRecord
 from ondol.sql.tables import jobs, notices
-from tests.job_fixtures import new_job, open_database, open_session, project_of, ring_and_claim
+from tests.job_fixtures import new_job, open_session, project_of, ring_and_claim
 
 pytestmark = pytest.mark.integration
 
 ERROR = {"code": "device_lost", "message": "the device process died", "param": None}
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def test_the_last_lapse_is_one_move(database: Database) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from ondol.sql.database import Database
 from ondol.sql.many_rows import MAX_BYTES, MAX_ROWS
 from ondol.sql.tables import attempts, events, job_inputs, jobs, results
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.job_fixtures import completions, new_job, open_database, open_session, project_of, ring_and_claim, submit
+from tests.job_fixtures import completions, new_job, open_session, project_of, ring_and_claim, submit
 
 pytestmark = pytest.mark.integration
 
@@ -37,13 +36,6 @@ AWKWARD = [
     "🔥",
     "\x00",
 ]
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def test_values_come_back_as_they_were_given(database: Database) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,18 +13,11 @@ from ondol.sql.database import Database
 from ondol.sql.notices import Channel, NoticeStatus
 from ondol.sql.records import Failure
 from ondol.sql.tables import attempts, notices
-from tests.job_fixtures import completions, new_job, open_database, open_session, project_of, ring_and_claim, submit
+from tests.job_fixtures import completions, new_job, open_session, project_of, ring_and_claim, submit
 
 pytestmark = pytest.mark.integration
 
 WEBHOOK = "https://example.org/hook"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def submit_told(database: Database, *, task_id: str | None = None, webhook: str | None = WEBHOOK) -> str:

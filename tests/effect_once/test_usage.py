@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -12,25 +11,13 @@ from api.database import AsyncDatabase
 from api.usage_meter import Usage, UsageMeter
 from ondol.sql.database import Database
 from ondol.sql.tables import idempotency_keys
-from tests.job_fixtures import open_database, project_of
-from tests.torn_postgres import TornPostgres, torn_postgres
+from tests.job_fixtures import project_of
+from tests.servers import ON_POSTGRESQL
+from tests.torn_postgres import TornPostgres
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 REF = "tiny:1"
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = open_database(postgresql_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def link(database: Database) -> Iterator[TornPostgres]:
-    with torn_postgres(database.url) as torn:
-        yield torn
 
 
 def test_a_flush_whose_answer_is_lost_is_not_added_again(database: Database, link: TornPostgres) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,9 @@ from ondol.sql.files import FileRecord, NewFile
 from ondol.sql.tables import files
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.files.store_folder import fine_tune_on
-from tests.job_fixtures import open_database, project_of
+from tests.job_fixtures import project_of
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def add(database: Database, project_id: str, *, purpose: str = "fine-tune", lives_s: float | None = None) -> FileRecord:

@@ -36,7 +36,8 @@ def test_what_may_be_tried_again_says_when() -> None:
     for error in (e.Overloaded("full", retry_after_s=2.2), e.NotReady("no worker"), e.IdempotencyInFlight("wait")):
         headers = error_response(error).headers
         assert headers["x-should-retry"] == "true" and int(headers["retry-after"]) >= 1
-    assert error_response(e.Overloaded("full", retry_after_s=2.2)).headers["retry-after"] == "3"
+    full = error_response(e.Overloaded("full", retry_after_s=1.8, spread_s=0.4)).headers
+    assert (full["retry-after"], full["retry-after-ms"]) == ("2", "2200"), "rounded up, or spread: not both"
     assert error_response(e.IllegalTransition("no")).headers["x-should-retry"] == "false"
 
 

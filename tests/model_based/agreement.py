@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import Any
 
-from ondol.contract.states import JobState, may_follow
+from ondol.contract.states import TRANSITIONS, JobState
 from tests.model_based.reference import TERMINAL, Job, Reference
 
 Rows = dict[str, list[Any]]
@@ -66,7 +66,7 @@ def _check_events(row: Any, events: list[Any], job: Job) -> None:
     assert all(a.created_at <= b.created_at for a, b in pairwise(events))
     for before, after, _, _ in (move for move in told if not isinstance(move, str)):
         is_begin, is_claimed_check = before is None, before == after == JobState.VALIDATING_FILES
-        assert is_begin or is_claimed_check or may_follow(JobState(before), JobState(after)), (before, after)
+        assert is_begin or is_claimed_check or JobState(after) in TRANSITIONS[JobState(before)], (before, after)
 
 
 def _check_result(row: Any, results: list[Any], job: Job) -> None:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from ondol.sql.database import Database
 from tests.hypothesis_runs import bounded
-from tests.job_fixtures import open_database
 from tests.model_based.machine import JobMachine
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def test_jobs_and_fine_tunes_follow_the_model(database: Database) -> None:

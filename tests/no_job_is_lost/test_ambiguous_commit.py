@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -24,36 +23,15 @@ from ondol.sql.database import Database
 from ondol.sql.tables import attempts, jobs, messages
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.job_fixtures import LIMITS, completions, new_job, open_database, open_session, submit
-from tests.torn_postgres import TornPostgres, torn_postgres
+from tests.servers import ON_POSTGRESQL
+from tests.torn_postgres import TornPostgres
 from tests.waiting import wait_until
 from workers.claims import ClaimAudit, Claims
 from workers.session import SessionKeeper, WorkerIdentity
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 WORKER = "cpu0@test"
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = open_database(postgresql_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def link(database: Database) -> Iterator[TornPostgres]:
-    with torn_postgres(database.url) as torn:
-        yield torn
-
-
-@pytest.fixture
-def far(link: TornPostgres) -> Iterator[Database]:
-    """The database through the link that tears."""
-    opened = Database(link.url)
-    assert opened.write(lambda uow: uow.now) > 0, "connected: what tears is the commit of the test"
-    yield opened
-    opened.close()
 
 
 def test_a_claim_whose_answer_was_lost_is_found_again(database: Database, far: Database, link: TornPostgres) -> None:

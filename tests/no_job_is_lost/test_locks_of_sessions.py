@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,39 +18,17 @@ from ondol.control.ringer import Ringer
 from ondol.sql.database import Database
 from ondol.sql.tables import jobs, sessions
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.deadlocks import seen_deadlocks
-from tests.job_fixtures import LIMITS, open_database, open_session, ring_and_claim, submit
-from tests.servers import RedisServer
+from tests.job_fixtures import LIMITS, open_session, ring_and_claim, submit
+from tests.servers import ON_POSTGRESQL, RedisServer
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 WORKER = "cpu0@test"
 LIMIT_S = 20
 NUM_BLOCKED = sa.text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 )
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = open_database(postgresql_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def worker_database(database: Database) -> Iterator[Database]:
-    """The worker's own way to the same database."""
-    opened = Database(database.url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def deadlocks() -> Iterator[list[str]]:
-    with seen_deadlocks() as seen:
-        yield seen
 
 
 def _meet(
@@ -79,7 +57,7 @@ def _is_anybody_blocked(database: Database) -> bool:
 
 
 def test_a_worker_stops_while_its_messages_are_recalled(
-    database: Database, worker_database: Database, deadlocks: list[str]
+    database: Database, other_database: Database, deadlocks: list[str]
 ) -> None:
     session_id = open_session(database)
     submit(database, 1)
@@ -87,14 +65,14 @@ def test_a_worker_stops_while_its_messages_are_recalled(
     recalled = _meet(
         database,
         lambda uow: uow.sessions.note_silence(WORKER),
-        lambda: worker_database.write(lambda uow: uow.sessions.stop(session_id, reason="stopped")),
+        lambda: other_database.write(lambda uow: uow.sessions.stop(session_id, reason="stopped")),
         lambda uow: uow.ringing.recall_unclaimed(rung_before=uow.now),
     )
     assert (recalled, deadlocks) == (1, [])
 
 
 def test_a_worker_starts_again_while_its_old_session_lapses(
-    database: Database, worker_database: Database, deadlocks: list[str]
+    database: Database, other_database: Database, deadlocks: list[str]
 ) -> None:
     session_id = open_session(database)
     [job] = submit(database, 1)
@@ -104,14 +82,14 @@ def test_a_worker_starts_again_while_its_old_session_lapses(
     taken = _meet(
         database,
         lambda uow: uow.sessions.lapse(),
-        lambda: open_session(worker_database),
+        lambda: open_session(other_database),
         lambda uow: uow.attempts.take_back(session_id),
     )
     assert (taken, deadlocks) == ([job.id], [])
 
 
 def test_a_message_is_claimed_while_its_job_becomes_late(
-    database: Database, worker_database: Database, empty_redis: RedisServer, deadlocks: list[str]
+    database: Database, other_database: Database, empty_redis: RedisServer, deadlocks: list[str]
 ) -> None:
     session_id = open_session(database)
     [job] = submit(database, 1)
@@ -124,7 +102,7 @@ def test_a_message_is_claimed_while_its_job_becomes_late(
     reconciler = Reconciler(database=database, redis_url=empty_redis.url, ringer=ringer, wake=wake, limits=limits)
     try:
         claimed = _meet(
-            worker_database,
+            other_database,
             lambda uow: uow.sessions.hold(session_id),
             reconciler.tick,
             lambda uow: uow.attempts.claim(message.id, session_id=session_id, worker=WORKER),

@@ -17,20 +17,13 @@ from ondol.control.ringer import Ringer
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob
 from ondol.sql.tables import jobs, leaders, messages, sessions
-from tests.job_fixtures import LIMITS, completions, open_database, open_session, ring_and_claim, submit
+from tests.job_fixtures import LIMITS, completions, open_session, ring_and_claim, submit
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.integration
 
 PATIENT = ReconcilerLimits(rung_unclaimed_s=600, leader_lease_s=600)
 AT_ONCE = ReconcilerLimits(rung_unclaimed_s=0.0, leader_lease_s=600)
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 @contextmanager

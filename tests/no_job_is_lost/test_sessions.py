@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,7 +13,7 @@ from ondol.contract.states import JobState
 from ondol.sql.database import Database
 from ondol.sql.tables import attempts, jobs, results, sessions
 from tests.cluster import Cluster, running_cluster
-from tests.job_fixtures import LIMITS, open_database, open_session, submit
+from tests.job_fixtures import LIMITS, open_session, submit
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 
@@ -28,13 +27,6 @@ FAST = {
     "ONDOL_TICK_S": "0.5",
 }
 NUM_JOBS = 40
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 @pytest.mark.chaos

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,18 +12,11 @@ from ondol.contract.ids import new_id
 from ondol.sql.database import Database
 from ondol.sql.files import NewFile
 from ondol.sql.records import JsonObject, NewJob
-from tests.job_fixtures import new_job, open_database, project_of
+from tests.job_fixtures import new_job, project_of
 
 pytestmark = pytest.mark.integration
 
 BATCH = {"endpoint": "/v1/embeddings", "completion_window": "24h", "num_lines": 2}
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def _ended_batch(database: Database) -> tuple[NewJob, float]:

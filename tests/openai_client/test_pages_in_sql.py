@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,20 +12,12 @@ from ondol.sql.database import Database
 from ondol.sql.job_pages import JobFilter
 from tests.job_fixtures import (
     new_fine_tune,
-    open_database,
     open_trainer,
     project_of,
     ring_and_claim_training,
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def test_jobs_are_found_by_all_of_their_metadata(database: Database) -> None:

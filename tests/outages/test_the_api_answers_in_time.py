@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -18,30 +17,23 @@ from api.errors import error_response
 from api.idempotency import Answer, KeyedRequest, Make, answer_once
 from api.services import Services
 from ondol.contract.errors import DatabaseUnavailable, StoreUnavailable
-from ondol.control.administration import upgrade_database
 from ondol.settings import ApiSettings, ReconcilerSettings, WorkerSettings
 from ondol.sql.database import Database
 from ondol.sql.records import ClaimedJob
 from ondol.sql.tables import projects
 from ondol.sql.unit_of_work import UnitOfWork
 from tests.outages.faults import sqlite_locked
+from tests.servers import ON_SQLITE
 from tests.waiting import wait_until
 from workers.outcomes import failure_of
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_SQLITE]
 
 LIMIT_S = 0.2
 ASKED_S = 10.0
 """Within which the jobs of a worker that was killed run elsewhere."""
 CLIENT_TIMEOUT_S = 60.0
 STORE_AWAY_S = 30.0
-
-
-@pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
-    upgrade_database(sqlite_url)
-    with closing(Database(sqlite_url)) as opened:
-        yield opened
 
 
 def test_a_write_that_was_given_up_is_never_done(database: Database, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,20 +20,12 @@ from ondol.sql.database import Database
 from ondol.sql.job_pages import EVERY_JOB, JobFilter, oldest_open
 from ondol.sql.tables import files, jobs
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.job_fixtures import open_database
 from tests.overload.projects import make_project, wait, wait_sharded
 
 pytestmark = pytest.mark.integration
 
 NUM_ENDED = 2_000
 EMBEDDING, FINE_TUNE, IMPORT = JobKind.EMBEDDING, JobKind.FINE_TUNE, JobKind.IMPORT
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import sqlalchemy as sa
@@ -15,19 +15,12 @@ from ondol.sql.fair_share import waiting_query
 from ondol.sql.records import RungMessage
 from ondol.sql.ringing import SILENT_FOR_S, WindowLimits
 from ondol.sql.tables import jobs, messages, sessions
-from tests.job_fixtures import LEASE_S, LIMITS, open_database, project_of, submit
+from tests.job_fixtures import LEASE_S, LIMITS, project_of, submit
 
 pytestmark = pytest.mark.integration
 
 NUM_WAITING = 100_000
 _ROWS_AT_ONCE = 5_000
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def _worker(database: Database, name: str, *warm: str, memory_bytes: int | None = None) -> str:

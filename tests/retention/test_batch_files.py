@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,13 +45,6 @@ SUMMARY = {"shape": [1, 1], "tokens": [3], "truncated": [], "errors": {}, "model
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def settings(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ApiSettings:
     monkeypatch.setenv("ONDOL_STORE_URL", f"file://{tmp_path / 'store'}")
     monkeypatch.setenv("ONDOL_DATABASE_URL", database.url)
@@ -73,16 +66,17 @@ def services_of(database: Database, settings: ApiSettings) -> Services:
     return cast(Services, made)
 
 
-def ended_batch(database: Database, *, days_ago: float = 0.0) -> JobRecord:
-    """A batch of two lines in two shards, which succeeded so long ago."""
+def ended_batch(database: Database, *, days_ago: float = 0.0, shape: Sequence[int] = (1, 1)) -> JobRecord:
+    """A batch of two lines in two shards, which succeeded so long ago; `shape`: what is said of a shard's vectors."""
     payloads = [json.dumps({"inputs": ["a"], "ids": [f"line-{i}"]}).encode() for i in (0, 1)]
     shards = tuple(NewShard(i, i, 1, 4, payload=payload) for i, payload in enumerate(payloads))
     job = dataclasses.replace(new_job(project_of(database)), num_inputs=2, shards=shards, batch=BATCH)
     [record] = database.write(lambda uow: uow.jobs.add_all([job]))
     session_id = open_session(database)
+    summary = SUMMARY | {"shape": shape}
     while claimed := ring_and_claim(database, session_id):
         done = [
-            dataclasses.replace(one, data=b"\0" * 4, summary=SUMMARY | {"ids": [f"line-{one.job_id[-1]}"]})
+            dataclasses.replace(one, data=b"\0" * 4, summary=summary | {"ids": [f"line-{one.job_id[-1]}"]})
             for one in completions(claimed)
         ]
         database.write(lambda uow, d=done: uow.attempts.complete(d))  # type: ignore[misc]  # bound at definition
@@ -114,6 +108,31 @@ def test_a_batch_that_nobody_asks_about_has_its_files(database: Database, settin
     with services_of(database, settings).files.open(shown["output_file_id"]) as file:
         assert [json.loads(line)["custom_id"] for line in file] == ["line-0", "line-1"]
     assert database.read(lambda uow: uow.batches.without_files(limit=10)) == []
+
+
+def test_batches_that_cannot_be_written_do_not_hold_back_later_ones(
+    database: Database, settings: ApiSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("api.housekeeping.MAX_BATCHES", 1)
+    monkeypatch.setattr("api.housekeeping.BATCHES_EVERY_S", 0.0)  # every round has its turn
+    broken, later = ended_batch(database, shape=()), ended_batch(database)
+
+    async def rounds() -> None:
+        services = services_of(database, settings)
+        housekeeping = Housekeeping(services)
+        for _ in range(2):
+            await housekeeping.finish_batches()
+        is_done = lambda: not needs_files(found(database, later))  # noqa: E731
+        await asyncio.to_thread(wait_until, is_done, within_s=20, what="the files of the later one")
+        await housekeeping.finish_batches()  # behind the last there is none
+        await services.background.stop()
+        assert needs_files(found(database, broken)) and capsys.readouterr().out.count("batch.files_failed") == 1
+        await housekeeping.finish_batches()
+        is_tried_again = lambda: "files_failed" in capsys.readouterr().out  # noqa: E731
+        await asyncio.to_thread(wait_until, is_tried_again, within_s=20, what="the broken one to be tried again")
+        await services.background.stop()
+
+    asyncio.run(rounds())
 
 
 def test_a_batch_that_ended_again_is_looked_for_again(database: Database, settings: ApiSettings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -34,13 +34,6 @@ from tests.job_fixtures import (
 pytestmark = pytest.mark.integration
 
 DIGEST = "d" * 64
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = open_database(database_url)
-    yield database
-    database.close()
 
 
 def deleted_version(database: Database) -> str:

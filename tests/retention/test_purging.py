@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +17,7 @@ from ondol.sql.purge_tables import gone, store_garbage
 from ondol.sql.purging import Part, ended_query
 from ondol.sql.tables import attempts, events, files, job_inputs, jobs, notices, results, sessions, usage
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.job_fixtures import new_fine_tune, new_job, open_database, project_of, submit
+from tests.job_fixtures import new_fine_tune, new_job, project_of, submit
 from tests.retention.aged import (
     age,
     count,
@@ -31,13 +30,6 @@ from tests.retention.aged import (
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = open_database(database_url)
-    yield database
-    database.close()
 
 
 @pytest.mark.parametrize(("part", "table"), [(Part.INPUTS, job_inputs), (Part.RESULTS, results), (Part.EVENTS, events)])

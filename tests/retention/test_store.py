@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,17 +20,11 @@ from ondol.control.administration import manifests_in_use
 from ondol.metrics.roles import ApiMetrics
 from ondol.settings import ApiSettings
 from ondol.sql.database import Database
-from tests.job_fixtures import open_database, project_of
+from tests.job_fixtures import project_of
 from tests.retention.aged import purge_all, sharded_job, uploaded
+from tests.servers import ON_SQLITE
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
-    database = open_database(sqlite_url)
-    yield database
-    database.close()
+pytestmark = [pytest.mark.integration, ON_SQLITE]
 
 
 @pytest.fixture

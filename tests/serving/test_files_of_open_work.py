@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,25 +11,17 @@ from models_store.cache import LocalCache
 from models_store.store import ModelStore
 from ondol.contract.model_spec import SPEC_FILE
 from ondol.contract.states import Priority
-from ondol.sql import migrate
 from ondol.sql.database import Database
 from ondol.sql.records import VersionRecord
+from tests.servers import ON_SQLITE
 from tests.serving.versions import tiny_versions
 from workers.device_keeper import DeviceKeeper, DeviceProgram
 from workers.model_library import MAX_VERSIONS, ModelLibrary
 from workers.rows import BatchKey, DeviceModel, Work
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_SQLITE]
 
 NUM_VERSIONS = MAX_VERSIONS + 3
-
-
-@pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
-    migrate.upgrade(sqlite_url)
-    made = Database(sqlite_url)
-    yield made
-    made.close()
 
 
 def publish(database: Database, store: ModelStore, folder: Path) -> VersionRecord:

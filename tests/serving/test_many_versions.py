@@ -15,7 +15,7 @@ from models_store.store import ModelStore
 from ondol.sql.database import Database
 from ondol.sql.records import VersionRecord
 from tests.device_child import device_options
-from tests.job_fixtures import open_database
+from tests.servers import ON_SQLITE
 from tests.serving.test_files_of_open_work import publish
 from tests.serving.versions import tiny_versions
 from tests.waiting import wait_until
@@ -24,17 +24,10 @@ from workers.device_keeper import DeviceKeeper, DeviceProgram
 from workers.model_library import MAX_VERSIONS, ModelLibrary
 from workers.preload import Preloader
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_SQLITE]
 
 NUM_PINNED = MAX_VERSIONS + 1
 LIMIT_S = 60
-
-
-@pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
-    made = open_database(sqlite_url)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,7 +18,6 @@ from tests.job_fixtures import (
     finish_messages,
     new_fine_tune,
     new_job,
-    open_database,
     open_session,
     open_trainer,
     project_of,
@@ -29,13 +27,6 @@ from tests.job_fixtures import (
 )
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def submit(database: Database, *jobs: NewJob) -> None:

@@ -21,19 +21,12 @@ from ondol.sql.database import Database
 from ondol.sql.leaders import LAPSED, RECONCILER
 from ondol.sql.tables import leaders, messages
 from tests.cluster import Cluster, running_cluster
-from tests.job_fixtures import LIMITS, open_database, open_session, submit
+from tests.job_fixtures import LIMITS, open_session, submit
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 
 LIMIT_S = 30
 QUICK = {"ONDOL_LEADER_LEASE_S": "2", "ONDOL_TICK_S": "0.3"}
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def leads(database: Database, holder: str, *, lease_s: float = 60.0) -> bool:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from ondol.sql.database import Database
 from ondol.sql.notices import Channel
-from tests.job_fixtures import new_job, open_database, project_of
+from tests.job_fixtures import new_job, project_of
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = open_database(database_url)
-    yield opened
-    opened.close()
 
 
 def test_a_secret_is_made_once_and_rotated_on_request(database: Database) -> None:

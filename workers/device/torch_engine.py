@@ -250,19 +250,23 @@ class TorchEngine:
         return run, budget.max_batch_tokens
 
     def _fidelity_sample(self, handle: ModelHandle) -> _Sample:
-        """The built-in sentences by the model's own pooling, and by its head if it has one."""
+        """The built-in sentences by the model's own pooling, and by its head if it has one; then it is let go."""
+        sample = self._sample_of_loaded(handle)
+        release_model_memory(self._device)
+        return sample
+
+    def _sample_of_loaded(self, handle: ModelHandle) -> _Sample:
         spec = read_spec(handle)
         rows = fidelity_rows(handle.path, spec, ref=handle.ref)
         self._make_room(handle)
         loaded = self._evicting(lambda: load_model(handle, spec, self._device))
-        vectors = encode_singly(loaded, rows, embedding_plan(spec))
-        logits = None
-        if loaded.head is not None:
-            logits = encode_singly(loaded, rows, plain_plan(loaded))
-        is_packed = loaded.is_packed
-        del loaded
-        release_model_memory(self._device)
-        return _Sample(vectors, logits, is_packed)
+        return self._evicting(lambda: _sample(loaded, rows, spec))
+
+
+def _sample(loaded: LoadedModel, rows: Rows, spec: ModelSpec) -> _Sample:
+    vectors = encode_singly(loaded, rows, embedding_plan(spec))
+    logits = encode_singly(loaded, rows, plain_plan(loaded)) if loaded.head is not None else None
+    return _Sample(vectors, logits, loaded.is_packed)
 
 
 def _overflown(vectors: FloatArray, rows: Rows, plan: Plan) -> dict[int, OndolError]:

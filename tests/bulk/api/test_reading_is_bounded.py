@@ -22,9 +22,10 @@ from ondol.contract.errors import JobNotFound
 from ondol.contract.states import JobState
 from ondol.sql.database import Database
 from ondol.sql.records import JobRecord, NewShard, ShardRecord
-from tests.job_fixtures import completions, new_job, open_database, open_session, project_of, ring_and_claim
+from tests.job_fixtures import completions, new_job, open_session, project_of, ring_and_claim
+from tests.servers import ON_SQLITE
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_SQLITE]
 
 NUM_SHARDS = 5 * PAGE_SHARDS
 SUMMARY = {"tokens": [3], "truncated": [], "errors": {}, "num_tokens": 3, "shape": [1, 1]}
@@ -37,14 +38,6 @@ class Sources:
     database: AsyncDatabase
     blobs: ResultBlobs
     inputs: InputBlobs
-
-
-@pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
-    """A database of this test's own."""
-    made = open_database(sqlite_url)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ondol.contract.ids import new_id, new_job_id
 from ondol.contract.kinds import JobKind
-from ondol.contract.states import JobState, Priority
+from ondol.contract.states import TERMINAL, JobState, Priority
 from ondol.sql.database import Database
 from ondol.sql.records import (
     ClaimedJob,
@@ -33,6 +33,13 @@ SHARD_TOKENS = 16_000
 """One shard a message: two do not fit the message's limit of tokens."""
 WORKER = "cpu0@test"
 FILE_ID = "file_" + "0" * 26
+
+
+def unfinished_ids(database: Database, job: JobRecord) -> list[str]:
+    """Ids of the job's shards that are queued or running, by number."""
+    is_open = sa.and_(jobs.c.parent_id == job.id, jobs.c.state.not_in(TERMINAL))
+    query = sa.select(jobs.c.id).where(is_open).order_by(jobs.c.id)
+    return database.read(lambda uow: list(uow.conn.execute(query).scalars()))
 
 
 def new_shards(sizes: Sequence[int], *, tokens: int = SHARD_TOKENS, blob_path: str | None = None) -> list[NewShard]:

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from ondol.sql.database import Database
-from tests.bulk.sql.sharded import claim, claim_all, complete, done, submit_sharded
+from tests.bulk.sql.sharded import claim, claim_all, complete, done, submit_sharded, unfinished_ids
 from tests.job_fixtures import new_job, open_session, project_of, submit
+from tests.servers import ON_SQLITE
 
 pytestmark = pytest.mark.integration
 
@@ -49,15 +50,15 @@ def test_a_shard_of_many_ends_in_as_many_statements_as_one_of_few(database: Data
     costs = []
     for num_shards in (3, 300):
         job = submit_sharded(database, [1] * num_shards)
-        ids = database.read(lambda uow, j=job: uow.shards.unfinished_ids(j.id))  # type: ignore[misc]  # bound at definition
+        ids = unfinished_ids(database, job)
         first, second = claim(database, ids[:2], session_id, "cpu0@test")
         complete(database, [first])
         costs.append(len(_statements(lambda one=second: complete(database, [one]))))  # type: ignore[misc]  # bound at definition
     assert costs[0] == costs[1] <= 8, "four of every job; then its job's lock, its inputs, the count and the event"
 
 
-def test_jobs_are_completed_without_reading_the_jobs_that_have_ended(sqlite_database: Database) -> None:
-    database = sqlite_database
+@ON_SQLITE
+def test_jobs_are_completed_without_reading_the_jobs_that_have_ended(database: Database) -> None:
     submit(database, 2)
     claimed = claim_all(database, open_session(database))
     fence = next(

@@ -27,6 +27,7 @@ from tests.bulk.sql.sharded import (
     reasons_of,
     states_of_shards,
     submit_sharded,
+    unfinished_ids,
 )
 from tests.job_fixtures import LIMITS, open_session, submit
 
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.integration
 def test_cancelling_cancels_the_shards_and_their_attempts(database: Database) -> None:
     job = submit_sharded(database, [2, 2, 2])
     session_id = open_session(database)
-    ids = database.read(lambda uow: uow.shards.unfinished_ids(job.id))
+    ids = unfinished_ids(database, job)
     claimed = claim(database, ids[:2], session_id, "cpu0@test")
     complete(database, claimed[:1])
     cancelled = database.write(lambda uow: uow.jobs.cancel(job.id, job.project_id))
@@ -44,7 +45,7 @@ def test_cancelling_cancels_the_shards_and_their_attempts(database: Database) ->
     assert look(database, job).tokens == 14, "what ran before"
     assert states_of_shards(database, job) == [JobState.SUCCEEDED, JobState.CANCELLED, JobState.CANCELLED]
     assert [outcomes_of(database, each) for each in ids] == [["succeeded"], ["cancelled"], []]
-    assert database.read(lambda uow: uow.shards.unfinished_ids(job.id)) == []
+    assert unfinished_ids(database, job) == []
 
     assert complete(database, claimed[1:]) == [], "what comes later is refused"
     assert database.write(lambda uow: uow.ringing.choose(LIMITS)) == []
@@ -124,7 +125,7 @@ def test_a_sharded_job_counts_as_one_and_its_shards_weigh_what_they_weigh(databa
     measures = database.read(take_measures)
     assert (measures.num_queued["bulk"], measures.num_running["embedding"]) == (2, 0)
 
-    ids = database.read(lambda uow: uow.shards.unfinished_ids(job.id))
+    ids = unfinished_ids(database, job)
     claimed = claim(database, ids[:2], open_session(database), "cpu0@test")
     measures = database.read(take_measures)
     assert (measures.num_queued["bulk"], measures.num_running["embedding"]) == (2, 1)

@@ -16,20 +16,23 @@ from ondol.sql.database import Database, Work
 from ondol.sql.records import ClaimedJob
 from ondol.sql.tables import results
 from ondol.sql.unit_of_work import UnitOfWork
-from tests.bulk.sql.sharded import claim, claim_all, complete, done, events_of, look, reasons_of, submit_sharded
-from tests.deadlocks import seen_deadlocks
-from tests.job_fixtures import open_database, open_session
+from tests.bulk.sql.sharded import (
+    claim,
+    claim_all,
+    complete,
+    done,
+    events_of,
+    look,
+    reasons_of,
+    submit_sharded,
+    unfinished_ids,
+)
+from tests.job_fixtures import open_session
+from tests.servers import ON_POSTGRESQL
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 ROUNDS = 12
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = open_database(postgresql_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -39,12 +42,6 @@ def others(database: Database) -> Iterator[list[Database]]:
     yield opened
     for other in opened:
         other.close()
-
-
-@pytest.fixture
-def deadlocks() -> Iterator[list[str]]:
-    with seen_deadlocks() as seen:
-        yield seen
 
 
 def _at_once(*works: Callable[[], Any]) -> list[Any]:
@@ -123,7 +120,7 @@ def test_cancelling_beside_claims_and_completions_makes_no_knot(
     session_id = open_session(database)
     for _ in range(ROUNDS):
         job = submit_sharded(database, [1] * 12)
-        ids = database.read(lambda uow, j=job: uow.shards.unfinished_ids(j.id))  # type: ignore[misc]  # bound at definition
+        ids = unfinished_ids(database, job)
         claimed = claim(database, ids[:4], session_id, "cpu0@test")
 
         def cancel(job: Any = job) -> bool:

@@ -23,6 +23,7 @@ from tests.bulk.sql.sharded import (
     reasons_of,
     states_of_shards,
     submit_sharded,
+    unfinished_ids,
 )
 from tests.job_fixtures import open_session
 
@@ -145,7 +146,7 @@ def test_a_stopping_worker_hands_shards_back_and_the_job_goes_on(database: Datab
 def test_a_lapsed_session_gives_back_its_own_shards_alone(database: Database) -> None:
     job = submit_sharded(database, [2] * 4)
     first, second = open_session(database, "cpu0@test"), open_session(database, "cpu1@test")
-    ids = database.read(lambda uow: uow.shards.unfinished_ids(job.id))
+    ids = unfinished_ids(database, job)
     lost = claim(database, ids[:2], first, "cpu0@test")
     kept = claim(database, ids[2:], second, "cpu1@test")
     assert (len(lost), len(kept)) == (2, 2)

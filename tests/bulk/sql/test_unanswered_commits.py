@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ondol.contract.states import JobState
@@ -20,33 +18,11 @@ from tests.bulk.sql.sharded import (
     submit_file_job,
     submit_sharded,
 )
-from tests.job_fixtures import open_database, open_session
-from tests.torn_postgres import TornPostgres, torn_postgres
+from tests.job_fixtures import open_session
+from tests.servers import ON_POSTGRESQL
+from tests.torn_postgres import TornPostgres
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def database(postgresql_url: str) -> Iterator[Database]:
-    opened = open_database(postgresql_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def link(database: Database) -> Iterator[TornPostgres]:
-    with torn_postgres(database.url) as torn:
-        yield torn
-        assert torn.num_torn == 1, "the test lost the answer to one commit"
-
-
-@pytest.fixture
-def far(link: TornPostgres) -> Iterator[Database]:
-    """The database through the link that tears."""
-    opened = Database(link.url)
-    assert opened.write(lambda uow: uow.now) > 0, "connected: what tears is the commit of the test"
-    yield opened
-    opened.close()
+pytestmark = [pytest.mark.integration, ON_POSTGRESQL]
 
 
 def test_submitting(database: Database, far: Database, link: TornPostgres) -> None:
