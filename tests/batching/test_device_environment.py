@@ -25,7 +25,11 @@ SECRETS = {
     "PGPASSWORD": "hunter2",
     "ONDOL_SECRETS_DIR": "/hunter2",
 }
-TUNING = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": "1", "MKL_DYNAMIC": "FALSE"}
+TUNING = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "CUDA_VISIBLE_DEVICES": "1",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}
 
 
 def test_a_device_process_gets_no_secret_and_all_tuning_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,5 +52,6 @@ def test_a_device_process_gets_no_secret_and_all_tuning_of_its_libraries(monkeyp
         keeper.stop()
     assert "hunter2" not in str(given)
     assert given.items() >= TUNING.items()
+    assert (given["LRU_CACHE_CAPACITY"], given["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("1", "64"), "ours, unless told"
     ours = {name: value for name, value in given.items() if name.startswith("ONDOL_")}
     assert ours == {"ONDOL_LOG_LEVEL": "warning", "ONDOL_LOG_FORMAT": "json"}

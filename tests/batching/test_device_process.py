@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from workers.absent import UNUSED
 from workers.device.arguments import DeviceArguments
 from workers.device.pinning import pin, set_pinned_environment
 
+MB = 1024 * 1024
+ROW = 60
 INTERMEDIATE = """
 import subprocess, sys
 child = subprocess.Popen(sys.argv[2:], pass_fds=[int(sys.argv[1])])
@@ -45,6 +48,21 @@ child.wait()
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
     return write_spec(folder, model_spec_of(folder))
+
+
+@pytest.mark.integration
+def test_batches_of_ever_new_sizes_take_no_more_and_more_memory(tiny_folder: Path) -> None:
+    """OneDNN keeps what it has compiled for a size, half a MB each, for as many as it is allowed to."""
+    with device_child(REAL_PROGRAM) as child:
+        handle = replace(model_handle(tiny_folder), dtype=child.ready["dtypes"][-1])
+        process = psutil.Process(child.process.pid)
+        rss = []
+        for size in range(1, 601):
+            rows = [[17] * min(ROW, size - start) for start in range(0, size, ROW)]
+            answer, _ = child.ask(*run_frame(size, model_header(handle), rows))
+            assert answer["op"] == "ran"
+            rss.append(process.memory_info().rss)
+    assert rss[-1] - rss[100] < 150 * MB, [value // MB for value in rss[::50]]
 
 
 @pytest.mark.integration

@@ -5,6 +5,8 @@ OpenVINO is part of the extra `dev`; nothing here is installed by a test.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from ondol.contract.errors import InvalidPayload, ModelCannot, OutOfDeviceMemory
-from tests.device_child import REAL_PROGRAM, device_child, model_header, run_frame, vectors_of
+from tests.device_child import REAL_PROGRAM, child_environment, device_child, model_header, run_frame, vectors_of
 from tests.equal_to_reference.engines import make_engine, run_rows, vectors
 from tests.tiny_models import make_tiny_model
 from tests.tiny_specs import model_handle, model_spec_of, write_spec
@@ -113,6 +115,43 @@ def test_what_was_not_converted_is_run_by_torch(engine: TorchEngine, folder: Pat
     if model_spec_of(folder).type_vocab_size > 1:
         pairs = run_rows(engine, folder, rows, type_ids=[[1] * len(row) for row in rows])
         assert pairs.engine == "torch"
+
+
+GROWTH = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from workers.device import openvino_model
+from workers.device.rows import Rows
+
+xml, dtype, kept = sys.argv[1:]
+openvino_model._KEPT_OPERATIONS = int(kept) or openvino_model._KEPT_OPERATIONS
+model = openvino_model.OpenVinoModel(Path(xml), dtype=dtype, threads=1, pad_token_id=0)
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+for number in range(600):  # as many sizes: 13 and 47 have no common factor
+    rows, length = 1 + number % 13, 1 + number % 47
+    model.forward(Rows(np.full(rows, length, dtype=np.int64), np.full(rows * length, 17, dtype=np.int32)))
+    early = resident() if number == 100 else early if number else 0
+print(resident() - early)
+"""
+
+
+def test_batches_of_ever_new_sizes_do_not_keep_what_was_compiled_for_them(
+    engine: TorchEngine, root: Path, folder: Path
+) -> None:
+    del engine  # it has converted the model
+    found = _cache(root).find(source_digest(folder))
+    assert found is not None
+
+    def growth(kept: int) -> int:
+        argv = [sys.executable, "-c", GROWTH, str(found.xml), native_dtypes(CPU)[-1], str(kept)]
+        return int(subprocess.run(argv, env=child_environment(), check=True, stdout=subprocess.PIPE).stdout)
+
+    ours, default = growth(0), growth(5_000)
+    assert ours < 0.7 * default, (ours, default)
 
 
 def test_bad_rows_are_refused_as_by_torch(engine: TorchEngine, folder: Path) -> None:
