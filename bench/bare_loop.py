@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from bench.corpus import docstring_texts
 from bench.rounds import Figures, serve_rounds
+from workers.device.pinning import SMALL_CACHES
 
 if TYPE_CHECKING:
     from workers.device.engine import ModelHandle, RunSpec
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> int:
     os.sched_setaffinity(0, cores)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(len(cores))
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the product sets it
+    for name, value in {"GOMP_SPINCOUNT": "1000", **SMALL_CACHES}.items():  # as the product sets them
+        os.environ.setdefault(name, value)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     import torch

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ondol.contract.frames import Header, receive_frame, send_frame
-from workers.child_environment import device_environment
 from workers.device.engine import FloatArray, ModelHandle
 
 REPOSITORY = Path(__file__).parent.parent
@@ -86,8 +85,8 @@ def device_options(fd: int, cores: Sequence[int] | None = None, **changes: objec
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment and what a worker adds, with the repository importable from any folder."""
-    return os.environ | device_environment() | {"PYTHONPATH": str(REPOSITORY)}
+    """This process's environment, with the repository importable from any folder."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 
 def model_header(handle: ModelHandle) -> Header:

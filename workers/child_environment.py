@@ -14,12 +14,6 @@ _OF_A_DEVICE_BY_PREFIX = (
     *("DNNL_", "GOMP_", "KMP_", "MALLOC_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTHON"),
 )
 """How a person tunes what a device process computes with: its libraries, its allocator, Python itself."""
-_SMALL_CACHES = {"LRU_CACHE_CAPACITY": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-"""What torch (through ideep) and oneDNN below it keep compiled for sizes of batches on a CPU, in numbers of operations.
-
-Each takes about half a MB, 1,024 in either by default, and packed batches have ever new sizes. A forward pass has a few
-kinds of them; 128 hold those of the calls, and what is compiled anew costs a large batch a hundredth of its time.
-"""
 
 
 def child_environment(*also: str) -> dict[str, str]:
@@ -29,9 +23,9 @@ def child_environment(*also: str) -> dict[str, str]:
 
 
 def device_environment() -> dict[str, str]:
-    """What a device process needs: also a home for caches, and what tunes its libraries, as told or by us."""
+    """What a device process needs: also a home for caches, and everything that tunes its libraries."""
     tuning = [name for name in os.environ if name.startswith(_OF_A_DEVICE_BY_PREFIX)]
-    return _SMALL_CACHES | child_environment(*_OF_A_DEVICE, *tuning)
+    return child_environment(*_OF_A_DEVICE, *tuning)
 
 
 def log_environment(settings: LogSettings) -> dict[str, str]:

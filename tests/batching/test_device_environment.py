@@ -52,6 +52,5 @@ def test_a_device_process_gets_no_secret_and_all_tuning_of_its_libraries(monkeyp
         keeper.stop()
     assert "hunter2" not in str(given)
     assert given.items() >= TUNING.items()
-    assert (given["LRU_CACHE_CAPACITY"], given["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("1", "64"), "ours, unless told"
     ours = {name: value for name, value in given.items() if name.startswith("ONDOL_")}
     assert ours == {"ONDOL_LOG_LEVEL": "warning", "ONDOL_LOG_FORMAT": "json"}

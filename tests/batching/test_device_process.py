@@ -158,6 +158,13 @@ def test_only_the_devices_own_gpu_is_visible(device: str, visible: str | None, e
 
 
 @pytest.mark.unit
+def test_sizes_of_caches_are_ours_unless_somebody_chose_them() -> None:
+    environ = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048"}
+    set_pinned_environment(_arguments("cpu:0"), environ)
+    assert (environ["LRU_CACHE_CAPACITY"], environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("1", "2048")
+
+
+@pytest.mark.unit
 def test_pinning_after_torch_is_refused() -> None:
     pytest.importorskip("torch")
     with pytest.raises(RuntimeError, match="before pinning"):

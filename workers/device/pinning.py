@@ -11,6 +11,12 @@ from workers.device.arguments import DeviceArguments
 _SPIN_COUNT = "1000"
 """How long an OpenMP thread spins before it sleeps. The library's default is 300 times that: beside one busy process a
 batch took 1.4 times as long with it, on a quiet machine the two are alike (`docs/performance.md`)."""
+SMALL_CACHES = {"LRU_CACHE_CAPACITY": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+"""How many operations torch (through ideep) and oneDNN below it keep compiled for the sizes of past batches on a CPU.
+
+Each takes about half a MB, the default is 1,024 in either, and packed batches have ever new sizes. 128 are those of the
+usual calls to a model or two; what is compiled anew costs a batch a millisecond.
+"""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -26,10 +32,11 @@ def pin(arguments: DeviceArguments) -> None:
 
 
 def set_pinned_environment(arguments: DeviceArguments, environ: MutableMapping[str, str]) -> None:
-    """Write thread counts, the visible GPU and the offline switches into `environ`."""
+    """Write thread counts, sizes of caches, the visible GPU and the offline switches into `environ`."""
     for name in _THREAD_VARIABLES:
         environ[name] = str(arguments.threads)
-    environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    for name, value in {"GOMP_SPINCOUNT": _SPIN_COUNT, **SMALL_CACHES}.items():
+        environ.setdefault(name, value)
     environ["TOKENIZERS_PARALLELISM"] = "false"
     environ["HF_HUB_OFFLINE"] = "1"
     environ["TRANSFORMERS_VERBOSITY"] = "error"
