@@ -18,8 +18,8 @@ from workers.device.states import States
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Dtypes that can be asked of OpenVINO on a CPU, and what it calls them."""
-_KEPT_OPERATIONS = 100
-"""Operations that stay compiled for sizes of past batches. OpenVINO's own 5,000 take 0.5 GB more, and gain nothing."""
+_KEPT_OPERATIONS = 1_000
+"""Operations that stay compiled for sizes of past batches. OpenVINO's own 5,000 take more memory and no less time."""
 _MEMORY_WORDS = ("bad_alloc", "not enough memory", "out of memory")
 
 
