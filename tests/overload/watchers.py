@@ -36,18 +36,28 @@ def head_of(method: str, path: str, *, secret: str | None = None, **headers: str
 
 @contextlib.contextmanager
 def watching(port: int, job_id: str, num: int, *, secret: str | None = None) -> Iterator[list[socket.socket]]:
-    """So many clients to which the job's events are sent; those that are still there are closed in the end."""
+    """So many clients that have been sent the job's first event; those that are still there are closed in the end."""
     head = head_of("GET", f"/v1/jobs/{job_id}/events", secret=secret, accept="text/event-stream")
     watchers: list[socket.socket] = []
     try:
         for _ in range(num):
             watchers.append(asks(port, head))
         for watcher in watchers:
-            assert status_of(watcher) == 200
+            _read_first_event(watcher)
         yield watchers
     finally:
         for watcher in watchers:
             watcher.close()
+
+
+def _read_first_event(connection: socket.socket) -> None:
+    """The head, the pause and the event come one after the other: until the last nothing is quiet."""
+    received = connection.recv(4096)
+    while b"data: " not in received:
+        assert received.split(b" ", 2)[1] == b"200", received
+        more = connection.recv(4096)
+        assert more, "closed before the first event"
+        received += more
 
 
 def status_of(connection: socket.socket) -> int:
