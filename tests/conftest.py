@@ -202,6 +202,7 @@ def link(database: Database) -> Iterator[TornPostgres]:
     """A link to the database that breaks behind the commits that a test tells it to."""
     with torn_postgres(database.url) as torn:
         yield torn
+        assert torn.num_to_tear + torn.num_to_cut > 0, "a test with a link breaks it"
         assert torn.num_torn == torn.num_to_tear, "the answers that the test wanted to lose were lost"
 
 

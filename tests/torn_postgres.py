@@ -22,7 +22,7 @@ class TornPostgres:
         self._cut = threading.Event()
         self._refuse = threading.Event()
         self._open: list[socket.socket] = []
-        self.num_to_tear = self.num_torn = 0
+        self.num_to_tear = self.num_torn = self.num_to_cut = 0
         threading.Thread(target=self._accept, name="torn-postgres", daemon=True).start()
 
     @property
@@ -42,6 +42,7 @@ class TornPostgres:
 
     def cut(self) -> None:
         """Lose the next commit itself, which rolls its transaction back, and let no new connection through after it."""
+        self.num_to_cut += 1
         self._cut.set()
         self._refuse.set()
 
